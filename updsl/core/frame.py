@@ -1,0 +1,76 @@
+"""What goes in and out of one step, the same for every backend; arrays are NumPy's or torch's.
+
+Keys of a value by its scope: tensor name for tensor and finer, group index for group, "" for all.
+Arrays by scope: element the grid (the parameter's own shape where the grid is the parameter's), row (rows,), column (cols,), block
+(number of blocks,), coarser 0-d. Samples have a leading dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Array: TypeAlias = Any
+Key: TypeAlias = str | int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter tensor as elaboration sees it."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The matrix view: rows, cols."""
+        if not self.shape:
+            return 1, 1
+        cols = 1
+        for d in self.shape[1:]:
+            cols *= d
+        return self.shape[0], cols
+
+    @property
+    def numel(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass
+class RuleState:
+    """Everything a rule keeps between steps. `values`: state name → key → array; a window is a pair (buffer, count): the buffer has a leading
+    dimension of n slots, newest last, and count (an integer array of the cells' shape) says how many of the last slots are filled. A key is absent before
+    the first step of its cell. `run`: steps of the run so far. `t`: steps of the tensor so far, by tensor name."""
+
+    values: dict[str, dict[Key, Array]] = field(default_factory=dict)
+    run: int = 0
+    t: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Frame:
+    """The inputs of one step. Only tensors that take part (with a gradient and at least one entry) are in `g`, in the order of the parameters.
+
+    group_of: tensor → group index. lr and params: group index → number (float or 0-d array); all groups have every parameter, and one that no group
+    overrides has the same value in all. inputs: name → key → array ("stream", "samples", "matrix": by tensor; "per": by the keys of its scope).
+    batch: number of samples, if the rule has sample inputs. seed: of the draws."""
+
+    g: dict[str, Array]
+    w: dict[str, Array]
+    group_of: dict[str, int]
+    lr: dict[int, Any]
+    params: dict[int, dict[str, Any]]
+    inputs: dict[str, dict[Key, Array]] = field(default_factory=dict)
+    batch: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class Result:
+    """What one step gives: new arrays, nothing changed in place. weights is None unless the rule writes w. watches: label → 0-d array (scope all) or
+    key → 0-d array (tensor, group)."""
+
+    out: dict[str, Array]
+    weights: dict[str, Array] | None
+    watches: dict[str, Any]
+    state: RuleState

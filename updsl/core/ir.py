@@ -1,0 +1,242 @@
+"""Programs: what a rule does to one class of tensors, as named bindings in order.
+
+A Program is a pure function (states, inputs) ↦ (states', out, new weight, watches) in single-assignment form. It is elaborated for a
+class of tensors: those that take the same `match` arms, static branches and grid relations. What the IR means:
+
+- Every expression has a Type: the scope of its cells, the grid they lie on, and whether it has a sample dimension or is a window in time.
+- A tensor of shape (d0, d1, …) is a d0 × (d1·…) matrix, a 1-D tensor n × 1, a 0-D tensor 1 × 1.
+- `Apply` combines its arguments cell by cell at the coarsest scope that refines them (matrix functions work on the grid instead).
+- `Reduce` runs over the *cells* of its operand: the indices that the operand's scope has and `scope` lacks; a window (type.window) over time instead.
+- A binding of scope group or all, and a reduction to one, is *shared*: it runs over all tensors whose Programs have a binding of that name
+  ("all tensors that the text is evaluated for"), and is evaluated once. `schedule.py` puts the Programs of several classes in one order.
+- Arithmetic: NaN in gives NaN out, except in comparisons (false), `isfinite`, and the branch of `select` not taken.
+- What depends on no tensor (parameters, literals, lr, t) is computed in float64, the rest in the gradient's compute type
+  (float32 for 16-bit gradients). `store` rounds to the type of a state or of the weight; nothing else rounds.
+- States read with `Ref(kind="state")` have the value before the step; `commits` gives their values after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from updsl.core.scope import ALL, Scope
+from updsl.core.source import NOWHERE, Span
+
+Dim: TypeAlias = str | int
+"""A size of a grid: "rows" or "cols" (of the parameter's matrix), "P.rows" or "P.cols" (of a matrix input P), or a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """scope: of the cells. rows, cols: the grid; None where the cells do not depend on it (a value per row has rows only; block has both).
+    samples: has a leading dimension of samples. window: length of the window in time, 0 for none. boolean: true or false."""
+
+    scope: Scope
+    rows: Dim | None = None
+    cols: Dim | None = None
+    samples: bool = False
+    window: int = 0
+    boolean: bool = False
+
+
+NUMBER = Type(ALL)
+CONDITION = Type(ALL, boolean=True)
+
+Kind: TypeAlias = Literal["value", "state", "param", "input", "builtin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A literal number or boolean."""
+
+    value: float | bool
+    span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
+
+    @property
+    def type(self) -> Type:
+        return CONDITION if isinstance(self.value, bool) else NUMBER
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A binding ("value"), a state before the step, a parameter, an input stream, or a builtin:
+    `g w lr t batch rows cols numel ndim dim(i)`. `t` of type scope all counts the steps of the run that were not skipped by the caller's policy;
+    of scope tensor, those of the tensor."""
+
+    name: str
+    kind: Kind
+    type: Type
+    span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """An op of the table in ops.py. `static` holds its compile-time arguments (see the op's row)."""
+
+    op: str
+    args: tuple[Expr, ...]
+    type: Type
+    static: tuple = ()
+    span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """`op` ("sum", "norm", …) of args over the indices that they have and `scope` lacks, or over time if they are windows."""
+
+    op: str
+    args: tuple[Expr, ...]
+    scope: Scope
+    type: Type
+    static: tuple = ()
+    span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
+
+
+Expr: TypeAlias = Const | Ref | Apply | Reduce
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """name = expr. Reductions to group or all stand alone: such a Reduce is the whole of a binding's expr (its args have none inside)."""
+
+    name: str
+    expr: Expr
+    span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """After a guarded block `name` is `inner` (a value of the block) if the block ran, else `outer` (one from before it); both have `type`, once spread."""
+
+    name: str
+    inner: Expr
+    outer: Expr
+    type: Type
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """The body runs only on steps start, start + count, … of the run (counted from 1); nothing of it is computed on others. `name` identifies its place."""
+
+    name: str
+    count: int
+    start: int
+    body: tuple[Statement, ...]
+    yields: tuple[Yield, ...]
+    span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
+
+
+Statement: TypeAlias = Binding | Every
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A value kept between steps. `init` holds only literals, parameters, `w`, `lr` and attributes, and is evaluated at the first step of its cell
+    (at a tensor's first step for a scope of tensor or finer), before anything else. `dtype` is None for the default: float32 for 16-bit
+    gradients, else the gradient's. A window (type.window = n) starts empty and has no init."""
+
+    name: str
+    init: Expr | None
+    type: Type
+    dtype: str | None = None
+    span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A stream handed over at every step. kind: "stream" (shape of g), "samples" (batch leading), "matrix" (own grid), "per" (one value for each cell of type.scope)."""
+
+    name: str
+    kind: str
+    type: Type
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A number read from outside: label = expr, of scope tensor or coarser."""
+
+    label: str
+    expr: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What one step does to a class of tensors. `weight` is the new weight (None: the rule does not write w); `returns` says whether
+    the text gives `out` itself (else, in a rule that writes w, out is w before − w after). `out` may be coarser than an entry: it is spread."""
+
+    name: str
+    inputs: tuple[Input, ...]
+    states: tuple[State, ...]
+    body: tuple[Statement, ...]
+    commits: tuple[tuple[str, Expr], ...]
+    out: Expr
+    weight: Expr | None
+    returns: bool
+    watches: tuple[Watch, ...]
+
+
+def is_shared(type_: Type) -> bool:
+    """One value for a group or the whole model, evaluated once for all tensors."""
+    return not type_.scope.indices - {"G"}
+
+
+def children(e: Expr) -> tuple[Expr, ...]:
+    match e:
+        case Apply(args=args) | Reduce(args=args):
+            return args
+        case _:
+            return ()
+
+
+def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
+    """The same node over other arguments; the same object if they are the same."""
+    match e:
+        case Apply() | Reduce() if any(a is not b for a, b in zip(args, e.args, strict=True)):
+            return replace(e, args=args)
+        case _:
+            return e
+
+
+def rewrite(e: Expr, step: Callable[[Expr], Expr]) -> Expr:
+    """`step` applied to every node, leaves first."""
+    return step(rebuild(e, tuple(rewrite(a, step) for a in children(e))))
+
+
+def walk(e: Expr) -> Iterator[Expr]:
+    """Every node, leaves first."""
+    for a in children(e):
+        yield from walk(a)
+    yield e
+
+
+def bindings(statements: tuple[Statement, ...]) -> Iterator[Binding]:
+    """Every binding in order, those of guarded blocks included."""
+    for s in statements:
+        match s:
+            case Binding():
+                yield s
+            case Every(body=body):
+                yield from bindings(body)
+
+
+def roots(program: Program) -> Iterator[Expr]:
+    """Every expression of the program that is no init: bindings, yields, commits, watches, out, weight."""
+
+    def of(statements: tuple[Statement, ...]) -> Iterator[Expr]:
+        for s in statements:
+            match s:
+                case Binding(expr=e):
+                    yield e
+                case Every(body=body, yields=yields):
+                    yield from of(body)
+                    for y in yields:
+                        yield from (y.inner, y.outer)
+
+    yield from of(program.body)
+    yield from (e for _, e in program.commits)
+    yield from (w.expr for w in program.watches)
+    yield program.out
+    if program.weight is not None:
+        yield program.weight

@@ -1,0 +1,285 @@
+"""What the ops mean, in NumPy float64: reductions over the last axis, matrix functions on the last two. Plain, and quiet about IEEE exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import numpy as np
+
+Array = np.ndarray
+TIE = 1e-9
+"""Entries whose magnitude is within this fraction of the largest count as largest when a basis vector's sign is fixed."""
+
+
+def quiet(f: Callable) -> Callable:
+    """f with IEEE exceptions giving their values silently."""
+
+    @wraps(f)
+    def silent(*args, **kwargs):
+        with np.errstate(all="ignore"):
+            return f(*args, **kwargs)
+
+    return silent
+
+
+divide = quiet(np.divide)
+mod = quiet(np.mod)
+
+
+@quiet
+def power(x: Array, y: Array) -> Array:
+    return np.power(np.asarray(x, np.float64), y)
+
+
+@quiet
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+# --- reductions over the last axis -----------------------------------------------------------------------------------
+
+
+@quiet
+def sum(x: Array) -> Array:
+    return np.sum(x, axis=-1)
+
+
+@quiet
+def mean(x: Array) -> Array:
+    return np.mean(x, axis=-1)
+
+
+@quiet
+def norm(x: Array, p: float = 2) -> Array:
+    """Scaled by a power of two near the largest entry, so that no power of an entry overflows or underflows."""
+    a = np.abs(x)
+    if x.shape[-1] == 0:
+        return np.zeros(x.shape[:-1])
+    top = np.max(a, axis=-1, keepdims=True)
+    if p == np.inf:
+        return top[..., 0]
+    if p == -np.inf:
+        return np.min(a, axis=-1)
+    if p == 0:
+        return np.where(np.isnan(top[..., 0]), np.nan, np.sum(a != 0, axis=-1))
+    scale = np.where(np.isfinite(top) & (top > 0), np.exp2(np.floor(np.log2(np.where(top > 0, top, 1)))), 1.0)
+    return np.sum((a / scale) ** p, axis=-1) ** (1 / p) * scale[..., 0]
+
+
+@quiet
+def rms(x: Array) -> Array:
+    return norm(x) / np.sqrt(x.shape[-1])
+
+
+@quiet
+def std(x: Array) -> Array:
+    return rms(x - np.mean(x, axis=-1, keepdims=True))
+
+
+@quiet
+def var(x: Array) -> Array:
+    return np.mean((x - np.mean(x, axis=-1, keepdims=True)) ** 2, axis=-1)
+
+
+def min(x: Array) -> Array:
+    return np.min(x, axis=-1)
+
+
+def max(x: Array) -> Array:
+    return np.max(x, axis=-1)
+
+
+def absmax(x: Array) -> Array:
+    return np.max(np.abs(x), axis=-1)
+
+
+@quiet
+def quantile(x: Array, q: Array) -> Array:
+    """By linear interpolation between the order statistics; NaN if an entry or q is NaN, or q is outside [0, 1]."""
+    n = x.shape[-1]
+    s = np.sort(x, axis=-1)
+    q = np.broadcast_to(np.asarray(q, np.float64), x.shape[:-1])
+    at = np.where((q >= 0) & (q <= 1), q, 0) * (n - 1)
+    low = np.floor(at).astype(int)
+    pick = lambda i: np.take_along_axis(s, np.minimum(i, n - 1)[..., None], axis=-1)[..., 0]
+    a, b, part = pick(low), pick(low + 1), at - low
+    value = np.where((part == 0) | (a == b), a, a + part * (b - a))
+    return np.where(np.isnan(x).any(axis=-1) | ~((q >= 0) & (q <= 1)), np.nan, value)
+
+
+def median(x: Array) -> Array:
+    return quantile(x, np.float64(0.5))
+
+
+@quiet
+def dot(x: Array, y: Array) -> Array:
+    return np.sum(x * y, axis=-1)
+
+
+@quiet
+def cosine(x: Array, y: Array) -> Array:
+    x, y = np.broadcast_arrays(x, y)
+    nx, ny = norm(x), norm(y)
+    unit = lambda v, n: v / np.where(n == 0, 1, n)[..., None]
+    value = dot(unit(x, nx), unit(y, ny))
+    return np.where((nx == 0) & ~np.isnan(ny) | (ny == 0) & ~np.isnan(nx), 0.0, value)
+
+
+def count(c: Array) -> Array:
+    return np.sum(c != 0, axis=-1).astype(np.float64)
+
+
+def any(c: Array) -> Array:
+    return np.any(c != 0, axis=-1)
+
+
+# --- selection: keeps the last axis ----------------------------------------------------------------------------------
+
+
+def how_many(k: float, n: int, percent: bool) -> int:
+    """How many of n entries `largest(x, k)` takes: k, or the fraction k rounded up below 1 and for a literal with %."""
+    if np.isnan(k):
+        return 0
+    wanted = np.ceil(k * n - 1e-12 * n) if percent or k < 1 else np.floor(k)
+    return int(np.clip(wanted, 0, n))
+
+
+def largest(x: Array, k: Array, percent: bool = False) -> Array:
+    """True on the entries of largest magnitude along the last axis; NaN counts as largest, ties go to the lower index."""
+    a = np.where(np.isnan(x), np.inf, np.abs(x))
+    first = np.isnan(x)  # a NaN before an infinity
+    order = np.lexsort((np.broadcast_to(np.arange(x.shape[-1]), x.shape), ~first, -a), axis=-1)
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.broadcast_to(np.arange(x.shape[-1]), x.shape), axis=-1)
+    k = np.broadcast_to(np.asarray(k, np.float64), x.shape[:-1])
+    taken = np.array([how_many(v, x.shape[-1], percent) for v in k.ravel()], int).reshape(k.shape)
+    return rank < taken[..., None]
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+@quiet
+def sample_mean(x: Array) -> Array:
+    return np.mean(x, axis=0)
+
+
+def sample_sum(x: Array) -> Array:
+    return np.sum(x, axis=0)
+
+
+# --- matrix functions ------------------------------------------------------------------------------------------------
+
+
+def _finite(f: Callable) -> Callable:
+    """f on each matrix of a stack; a matrix with a non-finite entry gives NaN, as does one that f cannot take."""
+
+    @wraps(f)
+    def each(x: Array, *rest, **static) -> Array:
+        if x.ndim > 2:
+            others = [r if isinstance(r, (int, float)) or np.ndim(r) < 3 else None for r in rest]
+            return np.stack([each(x[i], *(r[i] if o is None else o for r, o in zip(rest, others, strict=True)), **static) for i in range(len(x))])
+        shown = f(np.where(np.isfinite(x), x, 0.0), *rest, **static)
+        return shown if np.isfinite(x).all() else np.full_like(shown, np.nan)
+
+    return each
+
+
+@quiet
+def matmul(x: Array, y: Array) -> Array:
+    """NaN everywhere if an operand has a non-finite entry."""
+    z = np.matmul(np.where(np.isfinite(x), x, 0.0), np.where(np.isfinite(y), y, 0.0))
+    bad = ~(np.isfinite(x).all(axis=(-2, -1)) & np.isfinite(y).all(axis=(-2, -1)))
+    return np.where(bad[..., None, None], np.nan, z)
+
+
+def transpose(x: Array) -> Array:
+    return np.swapaxes(x, -1, -2)
+
+
+def _cutoff(x: Array, s: Array) -> float:
+    """Singular values up to this count as 0."""
+    return np.max(x.shape) * np.finfo(np.float64).eps * (s[0] if s.size else 0.0)
+
+
+def _signed(columns: Array) -> Array:
+    """Each column with its first entry of largest magnitude positive."""
+    a = np.abs(columns)
+    first = np.argmax(a >= (1 - TIE) * a.max(axis=0, initial=0.0), axis=0)
+    lead = columns[first, np.arange(columns.shape[1])]
+    return columns * np.where(lead < 0, -1.0, 1.0)
+
+
+@_finite
+def left_basis(x: Array, k: int) -> Array:
+    u, s, _ = np.linalg.svd(x, full_matrices=False)
+    k = np.minimum(k, np.min(x.shape))
+    return _signed(u[:, :k]) * (s[:k] > _cutoff(x, s))
+
+
+def right_basis(x: Array, k: int) -> Array:
+    return left_basis(transpose(x), k=k)
+
+
+@_finite
+def polar(x: Array) -> Array:
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    return (u * (s > _cutoff(x, s))) @ vt
+
+
+@_finite
+def orthonormal(x: Array) -> Array:
+    q, r = np.linalg.qr(x)
+    return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+
+
+@_finite
+def matrix_power(x: Array, a: Array) -> Array:
+    """By eigenvalues; those below 0, rounding of 0 included, count as 0."""
+    values, vectors = np.linalg.eigh((x + x.T) / 2)
+    with np.errstate(all="ignore"):
+        powers = np.power(np.maximum(values, 0.0), float(np.asarray(a)))
+        return (vectors * powers) @ vectors.T
+
+
+@quiet
+def solve(a: Array, b: Array) -> Array:
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = np.broadcast_to(a, lead + a.shape[-2:]), np.broadcast_to(b, lead + b.shape[-2:])
+    if lead:
+        return np.stack([solve(x, y) for x, y in zip(a, b, strict=True)])
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return np.full(b.shape, np.nan)
+    try:
+        return np.linalg.solve(a, b)
+    except np.linalg.LinAlgError:
+        return np.full(b.shape, np.nan)
+
+
+@quiet
+def trace(x: Array) -> Array:
+    t = np.trace(x, axis1=-2, axis2=-1)
+    return np.where(np.isfinite(x).all(axis=(-2, -1)), t, np.nan)
+
+
+def diag(x: Array) -> Array:
+    """One value for each row; rows beyond the square have 0."""
+    d = np.diagonal(x, axis1=-2, axis2=-1)
+    full = np.zeros(x.shape[:-1])
+    full[..., : d.shape[-1]] = d
+    return np.where(np.isfinite(x).all(axis=(-2, -1))[..., None], full, np.nan)
+
+
+def eye(x: Array) -> Array:
+    """The identity of x's grid; NaN where x has a non-finite entry."""
+    one = np.broadcast_to(np.eye(x.shape[-2], x.shape[-1]), x.shape)
+    return np.where(np.isfinite(x).all(axis=(-2, -1))[..., None, None], one, np.nan)
+
+
+def rows(x: Array) -> float:
+    return float(x.shape[-2])
+
+
+def cols(x: Array) -> float:
+    return float(x.shape[-1])

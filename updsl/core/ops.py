@@ -1,0 +1,131 @@
+"""The op table: one row an op. Adding an op is adding a row.
+
+`reference` is the meaning, in NumPy float64: elementwise ops take broadcast arrays; reductions reduce the *last* axis, which holds the cells;
+selections keep it; matrix functions take the last two axes (leading axes are samples). `torch` is a template over tensors that holds the
+same meaning; where an op needs more than an expression, its name in back/torch_runtime.py is called instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from updsl.core import numeric
+
+Units = Literal["same", "none", "product", "quotient", "power", "equal-none", "special"]
+
+
+@dataclass(frozen=True)
+class Op:
+    """name: of `Apply.op` or `Reduce.op`. args: names of its operands (expressions), in order. optional: those that may be left out in a text.
+    text: how a text writes it, "call" (by name) or an infix template; "" where texts cannot write it. boolean: gives true or false.
+    conditions: its operands must be boolean. units: how units combine (LANGUAGE.md §7)."""
+
+    name: str
+    args: tuple[str, ...]
+    kind: Literal["elementwise", "reduction", "selection", "matrix", "samples", "random", "core"]
+    doc: str
+    reference: Callable[..., np.ndarray] | None
+    text: str = "call"
+    torch: str = ""
+    boolean: bool = False
+    conditions: bool = False
+    units: Units = "same"
+    static: tuple[str, ...] = ()
+
+
+def _elementwise(name: str, args: str, doc: str, reference: Callable, torch: str, **more) -> Op:
+    return Op(name, tuple(args.split()), "elementwise", doc, reference, torch=torch, **more)
+
+
+_ROWS = [
+    # --- arithmetic ---
+    _elementwise("neg", "x", "minus x", np.negative, "-{x}", text="-{x}"),
+    _elementwise("add", "x y", "x plus y", np.add, "{x} + {y}", text="{x} + {y}"),
+    _elementwise("sub", "x y", "x minus y", np.subtract, "{x} - {y}", text="{x} - {y}"),
+    _elementwise("mul", "x y", "x times y", np.multiply, "{x} * {y}", text="{x} * {y}", units="product"),
+    _elementwise("div", "x y", "x over y, as IEEE 754 has it at 0", numeric.divide, "{x} / {y}", text="{x} / {y}", units="quotient"),
+    _elementwise("pow", "x y", "x to the power y", numeric.power, "torch.pow({x}, {y})", text="{x} ^ {y}", units="power"),
+    _elementwise("minimum", "x y", "the smaller; NaN if one is", np.minimum, "torch.minimum({x}, {y})", text="min({x}, {y})"),
+    _elementwise("maximum", "x y", "the larger; NaN if one is", np.maximum, "torch.maximum({x}, {y})", text="max({x}, {y})"),
+    _elementwise("clamp", "x lo hi", "x held between lo and hi; hi where lo > hi", lambda x, lo, hi: np.minimum(np.maximum(x, lo), hi),
+                 "torch.minimum(torch.maximum({x}, {lo}), {hi})"),
+    _elementwise("mod", "x y", "remainder with the sign of y", numeric.mod, "torch.remainder({x}, {y})"),
+    # --- comparison and choice ---
+    _elementwise("lt", "x y", "x < y", np.less, "{x} < {y}", text="{x} < {y}", boolean=True, units="equal-none"),
+    _elementwise("le", "x y", "x ≤ y", np.less_equal, "{x} <= {y}", text="{x} <= {y}", boolean=True, units="equal-none"),
+    _elementwise("gt", "x y", "x > y", np.greater, "{x} > {y}", text="{x} > {y}", boolean=True, units="equal-none"),
+    _elementwise("ge", "x y", "x ≥ y", np.greater_equal, "{x} >= {y}", text="{x} >= {y}", boolean=True, units="equal-none"),
+    _elementwise("eq", "x y", "x = y", np.equal, "{x} == {y}", text="{x} == {y}", boolean=True, units="equal-none"),
+    _elementwise("ne", "x y", "x ≠ y", np.not_equal, "{x} != {y}", text="{x} != {y}", boolean=True, units="equal-none"),
+    _elementwise("and", "x y", "both", np.logical_and, "{x} & {y}", text="{x} and {y}", boolean=True, conditions=True, units="none"),
+    _elementwise("or", "x y", "one or both", np.logical_or, "{x} | {y}", text="{x} or {y}", boolean=True, conditions=True, units="none"),
+    _elementwise("not", "x", "not x", np.logical_not, "~{x}", text="not {x}", boolean=True, conditions=True, units="none"),
+    _elementwise("isfinite", "x", "neither NaN nor infinite", np.isfinite, "torch.isfinite({x})", boolean=True, units="special"),
+    _elementwise("select", "c x y", "x where c holds, else y; what is not selected does not leak", np.where, "torch.where({c}, {x}, {y})",
+                 text="if {c} then {x} else {y}"),
+    # --- functions ---
+    _elementwise("abs", "x", "magnitude", np.abs, "torch.abs({x})"),
+    _elementwise("sign", "x", "-1, 0 or 1; NaN at NaN", np.sign, "torch.where(torch.isnan({x}), {x}, torch.sign({x}))", units="none"),
+    _elementwise("sqrt", "x", "square root; NaN below 0", numeric.quiet(np.sqrt), "torch.sqrt({x})", units="power"),
+    _elementwise("exp", "x", "exponential", numeric.quiet(np.exp), "torch.exp({x})", units="none"),
+    _elementwise("log", "x", "natural logarithm; NaN below 0", numeric.quiet(np.log), "torch.log({x})", units="none"),
+    _elementwise("tanh", "x", "hyperbolic tangent; odd, between -1 and 1", np.tanh, "torch.tanh({x})", units="none"),
+    _elementwise("sigmoid", "x", "1 / (1 + exp(-x))", numeric.sigmoid, "torch.sigmoid({x})", units="none"),
+    _elementwise("sin", "x", "sine", numeric.quiet(np.sin), "torch.sin({x})", units="none"),
+    _elementwise("cos", "x", "cosine", numeric.quiet(np.cos), "torch.cos({x})", units="none"),
+    _elementwise("floor", "x", "largest integer not above x", np.floor, "torch.floor({x})", units="none"),
+    _elementwise("round", "x", "nearest integer, halves to even", np.round, "torch.round({x})", units="none"),
+    _elementwise("atan2", "y x", "angle of the point (x, y)", np.arctan2, "torch.atan2({y}, {x})", units="equal-none"),
+    # --- reductions over the cells of the operand ---
+    Op("sum", ("x",), "reduction", "sum", numeric.sum),
+    Op("mean", ("x",), "reduction", "mean", numeric.mean),
+    Op("norm", ("x",), "reduction", "p-norm, 2 unless given; neither overflows nor underflows unless the result does", numeric.norm, static=("p",)),
+    Op("rms", ("x",), "reduction", "root of the mean square", numeric.rms),
+    Op("var", ("x",), "reduction", "variance of the population", numeric.var, units="power"),
+    Op("std", ("x",), "reduction", "root of the variance of the population", numeric.std),
+    Op("min", ("x",), "reduction", "smallest", numeric.min),
+    Op("max", ("x",), "reduction", "largest", numeric.max),
+    Op("absmax", ("x",), "reduction", "largest magnitude", numeric.absmax),
+    Op("median", ("x",), "reduction", "50 % quantile", numeric.median),
+    Op("quantile", ("x", "q"), "reduction", "quantile, interpolated linearly", numeric.quantile),
+    Op("dot", ("x", "y"), "reduction", "sum of the products", numeric.dot, units="product"),
+    Op("cosine", ("x", "y"), "reduction", "dot(x, y) / (norm(x)·norm(y)); 0 with a zero vector", numeric.cosine, units="none"),
+    Op("count", ("c",), "reduction", "how many hold", numeric.count, conditions=True, units="none"),
+    Op("any", ("c",), "reduction", "whether one holds", numeric.any, boolean=True, conditions=True, units="none"),
+    # --- selection: static = (scope, percent) ---
+    Op("largest", ("x", "k"), "selection", "true on the entries of largest magnitude of each cell: k of them, or the fraction k below 1; ties to the lower index; NaN is largest",
+       numeric.largest, boolean=True, units="none", static=("scope", "percent")),
+    # --- samples: the leading dimension goes ---
+    Op("sample_mean", ("x",), "samples", "mean over the samples", numeric.sample_mean),
+    Op("sample_sum", ("x",), "samples", "sum over the samples; 0 over none", numeric.sample_sum),
+    # --- matrix functions on the grid ---
+    Op("matmul", ("x", "y"), "matrix", "matrix product", numeric.matmul, text="{x} @ {y}", units="product"),
+    Op("transpose", ("x",), "matrix", "transposed", numeric.transpose, text="{x}.T"),
+    Op("left_basis", ("x",), "matrix", "the k leading left singular vectors as columns, the entry of largest magnitude positive", numeric.left_basis, units="none", static=("k",)),
+    Op("right_basis", ("x",), "matrix", "the k leading right singular vectors as columns, the entry of largest magnitude positive", numeric.right_basis, units="none", static=("k",)),
+    Op("polar", ("x",), "matrix", "U·Vᵀ of the thin SVD: the nearest semi-orthogonal matrix", numeric.polar, units="none"),
+    Op("orthonormal", ("x",), "matrix", "Q of the thin QR with positive diagonal of R", numeric.orthonormal, units="none"),
+    Op("matrix_power", ("x", "a"), "matrix", "x^a of a symmetric positive semi-definite matrix", numeric.matrix_power, units="power"),
+    Op("solve", ("a", "b"), "matrix", "a⁻¹·b; NaN where a is singular", numeric.solve, units="special"),
+    Op("trace", ("x",), "matrix", "sum of the diagonal", numeric.trace),
+    Op("diag", ("x",), "matrix", "the diagonal, a value per row", numeric.diag),
+    Op("eye", ("x",), "matrix", "the identity of x's grid", numeric.eye, units="none"),
+    Op("rows", ("x",), "matrix", "rows of x's grid", numeric.rows, units="none"),
+    Op("cols", ("x",), "matrix", "columns of x's grid", numeric.cols, units="none"),
+    # --- random draws: static = (key,), the place in the text with its instance; the cells of the type of the Apply (rng.py) ---
+    Op("gaussian", ("std",), "random", "normal draw of mean 0", None),
+    Op("uniform", ("lo", "hi"), "random", "uniform draw from [lo, hi)", None),
+    Op("bernoulli", ("p",), "random", "1 with probability p, else 0", None, units="none"),
+    # --- core: what elaboration makes ---
+    Op("spread", ("x",), "core", "x as a value of the Apply's own (finer) type", None, text=""),
+    Op("store", ("x",), "core", "x rounded to the type of a state (`state`), of the weight (`weight`) or a named dtype, spread to the Apply's type", None, text="", static=("dtype",)),
+    Op("push", ("window", "x"), "core", "the window with x as its newest value, its oldest dropped when full", None, text="history.push({window}, {x})"),
+    Op("empty", (), "core", "an empty window", None, text="history.empty"),
+]
+
+OPS: dict[str, Op] = {op.name: op for op in _ROWS}
+REDUCTIONS = frozenset(op.name for op in _ROWS if op.kind == "reduction")
