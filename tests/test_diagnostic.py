@@ -109,7 +109,8 @@ def test_a_long_line_is_shown_around_its_mark():
     source = Source("a.upd", "x" * 5000 + "!" + "y" * 5000)
     lines = render(Diagnostic("c", "m", Span(source, 5000, 5001), "here")).split("\n")
     shown, under = lines[3], lines[4]
-    assert len(shown) <= MAX_COLUMNS + 6 and shown[4] == shown[-1] == "…"
+    assert len(shown) <= MAX_COLUMNS + 6
+    assert shown[4] == shown[-1] == "…"
     assert shown[under.index("^")] == "!"
 
 

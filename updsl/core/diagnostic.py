@@ -28,8 +28,8 @@ class Label:
 class Diagnostic:
     """One mistake (or warning).
 
-    `code` is words joined by "-", the name of its page in docs/errors. `message` is lower-case, in the user's terms. `span` is where to edit, `note_here` what stands under
-    its carets; `labels` are other places with reasons; `help` is the likely fix, in text that compiles.
+    `code` is words joined by "-", the name of its page in docs/errors. `message` is lower-case, in the user's terms. `span` is where to edit, `note_here`
+    what stands beside its carets; `labels` are other places with reasons; `help` is the likely fix, in text that compiles.
     """
 
     code: str

@@ -190,8 +190,8 @@ def _finite(f: Callable) -> Callable:
 def matmul(x: Array, y: Array) -> Array:
     """NaN everywhere if an operand has a non-finite entry."""
     z = np.matmul(np.where(np.isfinite(x), x, 0.0), np.where(np.isfinite(y), y, 0.0))
-    bad = ~(np.isfinite(x).all(axis=(-2, -1)) & np.isfinite(y).all(axis=(-2, -1)))
-    return np.where(bad[..., None, None], np.nan, z)
+    fine = np.isfinite(x).all(axis=(-2, -1), keepdims=True) & np.isfinite(y).all(axis=(-2, -1), keepdims=True)
+    return np.where(fine, z, np.nan)
 
 
 def transpose(x: Array) -> Array:
@@ -268,13 +268,13 @@ def diag(x: Array) -> Array:
     d = np.diagonal(x, axis1=-2, axis2=-1)
     full = np.zeros(x.shape[:-1])
     full[..., : d.shape[-1]] = d
-    return np.where(np.isfinite(x).all(axis=(-2, -1))[..., None], full, np.nan)
+    return np.where(np.isfinite(x).all(axis=-1).all(axis=-1, keepdims=True), full, np.nan)
 
 
 def eye(x: Array) -> Array:
     """The identity of x's grid; NaN where x has a non-finite entry."""
     one = np.broadcast_to(np.eye(x.shape[-2], x.shape[-1]), x.shape)
-    return np.where(np.isfinite(x).all(axis=(-2, -1))[..., None, None], one, np.nan)
+    return np.where(np.isfinite(x).all(axis=(-2, -1), keepdims=True), one, np.nan)
 
 
 def rows(x: Array) -> float:

@@ -28,7 +28,7 @@ class Op:
     args: tuple[str, ...]
     kind: Literal["elementwise", "reduction", "selection", "matrix", "samples", "random", "core"]
     doc: str
-    reference: Callable[..., np.ndarray] | None
+    reference: Callable[..., np.ndarray | float] | None
     text: str = "call"
     torch: str = ""
     boolean: bool = False
@@ -41,6 +41,7 @@ def _elementwise(name: str, args: str, doc: str, reference: Callable, torch: str
     return Op(name, tuple(args.split()), "elementwise", doc, reference, torch=torch, **more)
 
 
+# fmt: off
 _ROWS = [
     # --- arithmetic ---
     _elementwise("neg", "x", "minus x", np.negative, "-{x}", text="-{x}"),
@@ -126,6 +127,7 @@ _ROWS = [
     Op("push", ("window", "x"), "core", "the window with x as its newest value, its oldest dropped when full", None, text="history.push({window}, {x})"),
     Op("empty", (), "core", "an empty window", None, text="history.empty"),
 ]
+# fmt: on
 
 OPS: dict[str, Op] = {op.name: op for op in _ROWS}
 REDUCTIONS = frozenset(op.name for op in _ROWS if op.kind == "reduction")

@@ -142,9 +142,7 @@ class Repeat(Node):
     body: Expr
 
 
-Expr: TypeAlias = (
-    Number | Boolean | Text | Name | Call | Unary | Binary | Compare | Transpose | If | Clip | Per | Pipe | Repeat
-)
+Expr: TypeAlias = Number | Boolean | Text | Name | Call | Unary | Binary | Compare | Transpose | If | Clip | Per | Pipe | Repeat
 
 
 # --- statements ------------------------------------------------------------------------------------------------------
@@ -265,9 +263,7 @@ class Return(Node):
     value: Expr
 
 
-Statement: TypeAlias = (
-    Input | Local | Let | State | Assign | RepeatBlock | Every | Reset | Skip | Watch | Match | Return
-)
+Statement: TypeAlias = Input | Local | Let | State | Assign | RepeatBlock | Every | Reset | Skip | Watch | Match | Return
 
 
 # --- declarations ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,47 @@
+# make demo and make test do all the set-up there is on a fresh machine: a virtual environment of the versions in constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= auto
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format types nightly wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("updsl needs Python 3.11 or later; this is %d.%d: make PYTHON=python3.11 …" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[plot,dev]'
+	@touch $@
+
+demo: $(READY) ## train a small model three ways: no clipping, clip_grad_norm_, a rule
+	$(BIN)/updsl train
+
+test: check ## everything: tests, lint, format, types
+check: lint types $(READY)
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+lint: $(READY) ## ruff, and whether the code is formatted
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## pyrefly
+	$(BIN)/pyrefly check
+
+format: $(READY) ## format the code
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+nightly: $(READY) ## the tests with many more random examples
+	$(BIN)/python -m pytest -q -n $(WORKERS) --timeout=3600 --hypothesis-profile=nightly
+
+wheel: $(READY) ## build dist/updsl-*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) dist .pytest_cache .hypothesis .ruff_cache train-result
