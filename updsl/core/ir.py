@@ -146,7 +146,8 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A stream handed over at every step. kind: "stream" (shape of g), "samples" (batch leading), "matrix" (own grid), "per" (one value for each cell of type.scope)."""
+    """A stream handed over at every step. kind: "stream" (shape of g), "samples" (batch leading), "matrix" (own grid),
+    "per" (one value for each cell of type.scope)."""
 
     name: str
     kind: str
@@ -180,6 +181,33 @@ class Program:
 def is_shared(type_: Type) -> bool:
     """One value for a group or the whole model, evaluated once for all tensors."""
     return not type_.scope.indices - {"G"}
+
+
+def is_joint(e: Expr) -> bool:
+    """Needs the cells of all tensors of a group or of the model: of a shared type, or `largest` over group or all. Such a `largest` stands alone, as shared
+    reductions do: it is the whole of a binding's expr."""
+    match e:
+        case Apply("largest", static=(Scope() as scope, *_)) if not scope.indices - {"G"}:
+            return True
+        case _:
+            return is_shared(e.type)
+
+
+def joined(*types: Type) -> Type:
+    """The type of what combines values of these types cell by cell: the coarsest scope that refines all, on the grid that they share."""
+    scope, rows, cols = ALL, None, None
+    for t in types:
+        scope = scope | t.scope
+        rows = t.rows if rows is None else rows
+        cols = t.cols if cols is None else cols
+    return on_grid(scope, rows, cols, samples=any(t.samples for t in types), window=max((t.window for t in types), default=0))
+
+
+def on_grid(scope: Scope, rows: Dim | None, cols: Dim | None, **more) -> Type:
+    """A type of this scope, with only the sizes that its cells depend on."""
+    has_rows = "i" in scope.indices or bool(scope.size)
+    has_cols = "j" in scope.indices or bool(scope.size)
+    return Type(scope, rows if has_rows else None, cols if has_cols else None, **more)
 
 
 def children(e: Expr) -> tuple[Expr, ...]:

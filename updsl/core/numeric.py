@@ -157,6 +157,26 @@ def largest(x: Array, k: Array, percent: bool = False) -> Array:
     return rank < taken[..., None]
 
 
+# --- rounding ----------------------------------------------------------------------------------------------------------
+
+
+@quiet
+def rounded(x: Array, dtype: str | None) -> Array:
+    """x rounded to nearest, ties to even, to a type of 32 or 16 bits; the default types of states and of the weight are float64 here."""
+    match dtype:
+        case _ if x.dtype == bool:
+            return x
+        case "float32" | "float16":
+            return x.astype(dtype).astype(np.float64)
+        case "bfloat16":
+            exponent = np.frexp(x)[1] - 1
+            ulp = np.exp2(np.maximum(exponent, -126) - 7.0)
+            y = np.round(x / ulp) * ulp
+            return np.where(np.isfinite(x), np.where(np.abs(y) < 2.0**128, y, np.copysign(np.inf, x)), x)
+        case _:
+            return x
+
+
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 

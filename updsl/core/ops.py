@@ -1,8 +1,8 @@
 """The op table: one row an op. Adding an op is adding a row.
 
 `reference` is the meaning, in NumPy float64: elementwise ops take broadcast arrays; reductions reduce the *last* axis, which holds the cells;
-selections keep it; matrix functions take the last two axes (leading axes are samples). `torch` is a template over tensors that holds the
-same meaning; where an op needs more than an expression, its name in back/torch_runtime.py is called instead.
+selections keep it; matrix functions take one matrix (two axes); random draws take the words of rng.py before their operands.
+`torch` is a template over tensors that holds the same meaning; where an op needs more than an expression, its name in back/torch_runtime.py is called instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from updsl.core import numeric
+from updsl.core import numeric, rng
 
 Units = Literal["same", "none", "product", "quotient", "power", "equal-none", "special"]
 
@@ -22,7 +22,8 @@ Units = Literal["same", "none", "product", "quotient", "power", "equal-none", "s
 class Op:
     """name: of `Apply.op` or `Reduce.op`. args: names of its operands (expressions), in order. optional: those that may be left out in a text.
     text: how a text writes it, "call" (by name) or an infix template; "" where texts cannot write it. boolean: gives true or false.
-    conditions: its operands must be boolean. units: how units combine (LANGUAGE.md §7)."""
+    conditions: its operands must be boolean. numbers: those operands that are one number for each cell of the result (for a matrix
+    function, for the matrix). units: how units combine (LANGUAGE.md §7)."""
 
     name: str
     args: tuple[str, ...]
@@ -35,6 +36,7 @@ class Op:
     conditions: bool = False
     units: Units = "same"
     static: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
 
 def _elementwise(name: str, args: str, doc: str, reference: Callable, torch: str, **more) -> Op:
@@ -92,14 +94,14 @@ _ROWS = [
     Op("max", ("x",), "reduction", "largest", numeric.max),
     Op("absmax", ("x",), "reduction", "largest magnitude", numeric.absmax),
     Op("median", ("x",), "reduction", "50 % quantile", numeric.median),
-    Op("quantile", ("x", "q"), "reduction", "quantile, interpolated linearly", numeric.quantile),
+    Op("quantile", ("x", "q"), "reduction", "quantile, interpolated linearly", numeric.quantile, numbers=("q",)),
     Op("dot", ("x", "y"), "reduction", "sum of the products", numeric.dot, units="product"),
     Op("cosine", ("x", "y"), "reduction", "dot(x, y) / (norm(x)·norm(y)); 0 with a zero vector", numeric.cosine, units="none"),
     Op("count", ("c",), "reduction", "how many hold", numeric.count, conditions=True, units="none"),
     Op("any", ("c",), "reduction", "whether one holds", numeric.any, boolean=True, conditions=True, units="none"),
     # --- selection: static = (scope, percent) ---
     Op("largest", ("x", "k"), "selection", "true on the entries of largest magnitude of each cell: k of them, or the fraction k below 1; ties to the lower index; NaN is largest",
-       numeric.largest, boolean=True, units="none", static=("scope", "percent")),
+       numeric.largest, boolean=True, units="none", static=("scope", "percent"), numbers=("k",)),
     # --- samples: the leading dimension goes ---
     Op("sample_mean", ("x",), "samples", "mean over the samples", numeric.sample_mean),
     Op("sample_sum", ("x",), "samples", "sum over the samples; 0 over none", numeric.sample_sum),
@@ -110,7 +112,7 @@ _ROWS = [
     Op("right_basis", ("x",), "matrix", "the k leading right singular vectors as columns, the entry of largest magnitude positive", numeric.right_basis, units="none", static=("k",)),
     Op("polar", ("x",), "matrix", "U·Vᵀ of the thin SVD: the nearest semi-orthogonal matrix", numeric.polar, units="none"),
     Op("orthonormal", ("x",), "matrix", "Q of the thin QR with positive diagonal of R", numeric.orthonormal, units="none"),
-    Op("matrix_power", ("x", "a"), "matrix", "x^a of a symmetric positive semi-definite matrix", numeric.matrix_power, units="power"),
+    Op("matrix_power", ("x", "a"), "matrix", "x^a of a symmetric positive semi-definite matrix", numeric.matrix_power, units="power", numbers=("a",)),
     Op("solve", ("a", "b"), "matrix", "a⁻¹·b; NaN where a is singular", numeric.solve, units="special"),
     Op("trace", ("x",), "matrix", "sum of the diagonal", numeric.trace),
     Op("diag", ("x",), "matrix", "the diagonal, a value per row", numeric.diag),
@@ -118,9 +120,9 @@ _ROWS = [
     Op("rows", ("x",), "matrix", "rows of x's grid", numeric.rows, units="none"),
     Op("cols", ("x",), "matrix", "columns of x's grid", numeric.cols, units="none"),
     # --- random draws: static = (key,), the place in the text with its instance; the cells of the type of the Apply (rng.py) ---
-    Op("gaussian", ("std",), "random", "normal draw of mean 0", None),
-    Op("uniform", ("lo", "hi"), "random", "uniform draw from [lo, hi)", None),
-    Op("bernoulli", ("p",), "random", "1 with probability p, else 0", None, units="none"),
+    Op("gaussian", ("std",), "random", "normal draw of mean 0", rng.gaussian),
+    Op("uniform", ("lo", "hi"), "random", "uniform draw from [lo, hi)", rng.uniform),
+    Op("bernoulli", ("p",), "random", "1 with probability p, else 0", rng.bernoulli, units="none"),
     # --- core: what elaboration makes ---
     Op("spread", ("x",), "core", "x as a value of the Apply's own (finer) type", None, text=""),
     Op("store", ("x",), "core", "x rounded to the type of a state (`state`), of the weight (`weight`) or a named dtype, spread to the Apply's type", None, text="", static=("dtype",)),

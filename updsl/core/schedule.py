@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from updsl.core.diagnostic import InternalError
-from updsl.core.ir import Binding, Every, Statement, is_shared
+from updsl.core.ir import Binding, Every, Statement, is_joint
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Local:
 @dataclass(frozen=True)
 class Shared:
     """A binding of scope group or all: class → its binding of that name. Where it is a Reduce over finer values, every class contributes its own
-    operand; else all classes have the same expression."""
+    operand; else all classes have the same expression. Where it is a `largest` over group or all, its value is of each class's own cells, but every
+    class contributes the operand that is compared."""
 
     name: str
     bindings: Mapping[int, Binding]
@@ -75,7 +76,7 @@ def _name(s: Statement) -> str:
 
 
 def _is_joint(s: Statement) -> bool:
-    return isinstance(s, Every) or is_shared(s.expr.type)
+    return isinstance(s, Every) or is_joint(s.expr)
 
 
 def _joint(name: str, statements: Mapping[int, Statement]) -> Step:
