@@ -252,14 +252,17 @@ class Moment:
         return spread(mask.reshape(sizes.shape(have)), have, e.type, sizes)
 
     def largest_of_all(self, exprs: Mapping[int, Apply], at: Place) -> dict[Key, Value]:
-        """`largest` among the cells of all tensors of a group or of the model: the mask of each."""
-        e, operands = any_of(exprs), self.gather(exprs, at)
-        (found,) = by_cell(e, operands, [np.arange(operands[0].shape[-1])[None]])
-        masks, left = {}, found[..., 0, :]
-        for p in self.contributors(exprs, at):
-            e, sizes = self.own(exprs, p), self.sizes_at(p)
-            mask, left = np.split(left, [prod(sizes.cells(compared(e)))], axis=-1)
-            masks[p.key(e.type.scope)] = spread(mask.reshape(sizes.shape(compared(e))), compared(e), e.type, sizes)
+        """`largest` among the cells of all tensors of a group or of the model: the mask of each. Ties go to the lower index, then to the earlier tensor."""
+        operands, places = self.gather(exprs, at), self.contributors(exprs, at)
+        each = [(p, self.own(exprs, p), prod(self.sizes_at(p).cells(compared(self.own(exprs, p))))) for p in places]
+        order = np.argsort(np.concatenate([np.arange(n) for _, _, n in each]), kind="stable")
+        mask = np.zeros(operands[0].shape, bool)
+        (mask[..., order[None]],) = by_cell(any_of(exprs), operands, [order[None]])
+        masks, start = {}, 0
+        for p, e, n in each:
+            here, have, sizes = mask[..., start : start + n], compared(e), self.sizes_at(p)
+            masks[p.key(e.type.scope)] = spread(here.reshape(sizes.shape(have)), have, e.type, sizes)
+            start += n
         return masks
 
     def operand(self, e: Reduce | Apply, i: int, at: Place) -> Array:

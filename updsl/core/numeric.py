@@ -1,8 +1,9 @@
-"""What the ops mean, in NumPy float64: reductions over the last axis, matrix functions on the last two. Plain, and quiet about IEEE exceptions."""
+"""What the ops mean, in NumPy float64: reductions over the last axis, matrix functions of one matrix. Plain, and quiet about IEEE exceptions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 
 import numpy as np
@@ -29,7 +30,8 @@ mod = quiet(np.mod)
 
 @quiet
 def power(x: Array, y: Array) -> Array:
-    return np.power(np.asarray(x, np.float64), y)
+    """NaN if an operand is, also NaN^0 and 1^NaN."""
+    return np.where(np.isnan(x) | np.isnan(y), np.nan, np.power(np.asarray(x, np.float64), y))
 
 
 @quiet
@@ -47,23 +49,26 @@ def sum(x: Array) -> Array:
 
 @quiet
 def mean(x: Array) -> Array:
-    return np.mean(x, axis=-1)
+    """NaN of no cells."""
+    return np.sum(x, axis=-1) / np.float64(x.shape[-1])
 
 
 @quiet
 def norm(x: Array, p: float = 2) -> Array:
-    """Scaled by a power of two near the largest entry, so that no power of an entry overflows or underflows."""
+    """(sum |x|^p)^(1/p); p = inf, -inf and 0 are its limits: largest, smallest, how many are not 0. Powers are of entries scaled by the entry that dominates
+    (by a power of two near it, which rounds nothing), so that none overflows or underflows unless the result does."""
     a = np.abs(x)
     if x.shape[-1] == 0:
         return np.zeros(x.shape[:-1])
-    top = np.max(a, axis=-1, keepdims=True)
     if p == np.inf:
-        return top[..., 0]
+        return np.max(a, axis=-1)
     if p == -np.inf:
         return np.min(a, axis=-1)
     if p == 0:
-        return np.where(np.isnan(top[..., 0]), np.nan, np.sum(a != 0, axis=-1))
-    scale = np.where(np.isfinite(top) & (top > 0), np.exp2(np.floor(np.log2(np.where(top > 0, top, 1)))), 1.0)
+        return np.where(np.isnan(a).any(axis=-1), np.nan, np.sum(a != 0, axis=-1))
+    most = np.max(a, axis=-1, keepdims=True) if p > 0 else np.min(a, axis=-1, keepdims=True)
+    usable = np.isfinite(most) & (most > 0)
+    scale = np.where(usable, np.ldexp(1.0, np.frexp(most)[1] - 1) if abs(p) <= 64 else most, 1.0)
     return np.sum((a / scale) ** p, axis=-1) ** (1 / p) * scale[..., 0]
 
 
@@ -74,37 +79,40 @@ def rms(x: Array) -> Array:
 
 @quiet
 def std(x: Array) -> Array:
-    return rms(x - np.mean(x, axis=-1, keepdims=True))
+    return rms(x - mean(x)[..., None])
 
 
 @quiet
 def var(x: Array) -> Array:
-    return np.mean((x - np.mean(x, axis=-1, keepdims=True)) ** 2, axis=-1)
+    return mean((x - mean(x)[..., None]) ** 2)
 
 
 def min(x: Array) -> Array:
-    return np.min(x, axis=-1)
+    """NaN of no cells."""
+    return np.min(x, axis=-1) if x.shape[-1] else np.full(x.shape[:-1], np.nan)
 
 
 def max(x: Array) -> Array:
-    return np.max(x, axis=-1)
+    return np.max(x, axis=-1) if x.shape[-1] else np.full(x.shape[:-1], np.nan)
 
 
 def absmax(x: Array) -> Array:
-    return np.max(np.abs(x), axis=-1)
+    return max(np.abs(x))
 
 
 @quiet
 def quantile(x: Array, q: Array) -> Array:
     """By linear interpolation between the order statistics; NaN if an entry or q is NaN, or q is outside [0, 1]."""
     n = x.shape[-1]
+    if n == 0:
+        return np.full(x.shape[:-1], np.nan)
     s = np.sort(x, axis=-1)
     q = np.broadcast_to(np.asarray(q, np.float64), x.shape[:-1])
     at = np.where((q >= 0) & (q <= 1), q, 0) * (n - 1)
     low = np.floor(at).astype(int)
     pick = lambda i: np.take_along_axis(s, np.minimum(i, n - 1)[..., None], axis=-1)[..., 0]
     a, b, part = pick(low), pick(low + 1), at - low
-    value = np.where((part == 0) | (a == b), a, a + part * (b - a))
+    value = np.where((part == 0) | (a == b), a, (1 - part) * a + part * b)
     return np.where(np.isnan(x).any(axis=-1) | ~((q >= 0) & (q <= 1)), np.nan, value)
 
 
@@ -182,7 +190,8 @@ def rounded(x: Array, dtype: str | None) -> Array:
 
 @quiet
 def sample_mean(x: Array) -> Array:
-    return np.mean(x, axis=0)
+    """NaN of no samples."""
+    return np.sum(x, axis=0) / np.float64(len(x))
 
 
 def sample_sum(x: Array) -> Array:
@@ -193,17 +202,16 @@ def sample_sum(x: Array) -> Array:
 
 
 def _finite(f: Callable) -> Callable:
-    """f on each matrix of a stack; a matrix with a non-finite entry gives NaN, as does one that f cannot take."""
+    """f of a matrix; NaN of one with a non-finite entry, or that the factorisation cannot take."""
 
     @wraps(f)
-    def each(x: Array, *rest, **static) -> Array:
-        if x.ndim > 2:
-            others = [r if isinstance(r, (int, float)) or np.ndim(r) < 3 else None for r in rest]
-            return np.stack([each(x[i], *(r[i] if o is None else o for r, o in zip(rest, others, strict=True)), **static) for i in range(len(x))])
-        shown = f(np.where(np.isfinite(x), x, 0.0), *rest, **static)
-        return shown if np.isfinite(x).all() else np.full_like(shown, np.nan)
+    def guarded(x: Array, *rest, **static) -> Array:
+        if np.isfinite(x).all():
+            with suppress(np.linalg.LinAlgError):
+                return f(x, *rest, **static)
+        return np.full_like(f(np.zeros_like(x), *rest, **static), np.nan)
 
-    return each
+    return guarded
 
 
 @quiet
@@ -257,24 +265,17 @@ def orthonormal(x: Array) -> Array:
 @_finite
 def matrix_power(x: Array, a: Array) -> Array:
     """By eigenvalues; those below 0, rounding of 0 included, count as 0."""
-    values, vectors = np.linalg.eigh((x + x.T) / 2)
+    values, vectors = np.linalg.eigh(x / 2 + x.T / 2)
     with np.errstate(all="ignore"):
-        powers = np.power(np.maximum(values, 0.0), float(np.asarray(a)))
+        powers = power(np.maximum(values, 0.0), np.asarray(a))
         return (vectors * powers) @ vectors.T
 
 
-@quiet
 def solve(a: Array, b: Array) -> Array:
-    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    a, b = np.broadcast_to(a, lead + a.shape[-2:]), np.broadcast_to(b, lead + b.shape[-2:])
-    if lead:
-        return np.stack([solve(x, y) for x, y in zip(a, b, strict=True)])
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return np.full(b.shape, np.nan)
-    try:
-        return np.linalg.solve(a, b)
-    except np.linalg.LinAlgError:
-        return np.full(b.shape, np.nan)
+    if np.isfinite(a).all() and np.isfinite(b).all():
+        with suppress(np.linalg.LinAlgError):
+            return np.linalg.solve(a, b)
+    return np.full(b.shape, np.nan)
 
 
 @quiet
