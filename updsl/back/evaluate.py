@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from updsl.back.values import (
     push,
     reduce_time,
     spread,
+    spread_window,
     typed,
 )
 from updsl.core import numeric, rng
@@ -30,7 +32,7 @@ from updsl.core.diagnostic import InternalError
 from updsl.core.frame import Frame, Key, RuleState, Tensor
 from updsl.core.ir import Apply, Const, Expr, Program, Reduce, Ref, Type, is_shared, joined
 from updsl.core.ops import OPS, Op
-from updsl.core.scope import ELEMENT, TENSOR, Scope
+from updsl.core.scope import ELEMENT, Scope
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,16 @@ class Place:
     tensor: str | None = None
     group: int | None = None
 
+    @property
+    def name(self) -> str:
+        """Of the tensor."""
+        assert self.tensor is not None
+        return self.tensor
+
     def key(self, scope: Scope) -> Key:
         """Of the value of this scope that is seen from here."""
         if "T" in scope.indices:
-            assert self.tensor is not None
-            return self.tensor
+            return self.name
         if "G" in scope.indices:
             assert self.group is not None
             return self.group
@@ -84,27 +91,40 @@ class Moment:
             return [Place(classes, group=group) for group in dict.fromkeys(self.frame.group_of[name] for name in names)]
         return [Place(classes)]
 
-    def on_grid(self, x: object, type_: Type, at: Place) -> Value:
-        """An array from outside, or the pair of a window, as a value."""
-        sizes = self.sizes_at(at)
-        if type_.window:
-            slots, count = x
-            return Window(typed(slots, type_).reshape(type_.window, *sizes.shape(type_)), np.asarray(count, int).reshape(sizes.cells(type_)))
-        return typed(x, type_).reshape(sizes.shape(type_))
+    def on_grid(self, x: object, type_: Type, at: Place) -> Array:
+        """An array from outside as a value."""
+        return typed(x, type_).reshape(self.sizes_at(at).shape(type_))
 
-    def off_grid(self, x: Value, type_: Type, at: Place) -> object:
-        """A value as an array of its own (a window as a pair), in the parameter's shape if its grid is the parameter's."""
-        if isinstance(x, Window):
-            return self.off_grid(x.slots, type_, at), self.off_grid(x.count, type_, at)
+    def window_on_grid(self, pair: tuple[object, object], type_: Type, at: Place) -> Window:
+        slots, count = pair
+        sizes = self.sizes_at(at)
+        return Window(typed(slots, type_).reshape(type_.window, *sizes.shape(type_)), np.asarray(count, int).reshape(sizes.cells(type_)))
+
+    def off_grid(self, x: Array, type_: Type, at: Place) -> Array:
+        """A value as an array of its own, in the parameter's shape if its grid is the parameter's."""
         if type_.scope == ELEMENT and (type_.rows, type_.cols) == ("rows", "cols"):
-            x = x.reshape(*x.shape[:-2], *self.tensors[at.tensor].shape)
+            x = x.reshape(*x.shape[:-2], *self.tensors[at.name].shape)
         return np.array(x)
 
     # --- expressions -------------------------------------------------------------------------------------------------
 
     def evaluated(self, e: Expr, type_: Type, at: Place) -> Value:
         """The value of e, spread to `type_`."""
-        return typed(spread(self.evaluate(e, at), e.type, type_, self.sizes_at(at)), type_)
+        x, sizes = self.evaluate(e, at), self.sizes_at(at)
+        if isinstance(x, Window):
+            return spread_window(x, e.type, type_, sizes)
+        return typed(spread(x, e.type, type_, sizes), type_)
+
+    def array(self, e: Expr, type_: Type, at: Place) -> Array:
+        """The value of e, which is no window, spread to `type_`."""
+        x = self.evaluated(e, type_, at)
+        assert isinstance(x, np.ndarray)
+        return x
+
+    def window(self, e: Expr, type_: Type, at: Place) -> Window:
+        x = self.evaluated(e, type_, at)
+        assert isinstance(x, Window)
+        return x
 
     def evaluate(self, e: Expr, at: Place) -> Value:
         """The value of e, of its own type."""
@@ -116,8 +136,8 @@ class Moment:
             case Reduce():
                 return typed(self.reduce(e, at), e.type)
             case Apply():
-                x = typed(self.apply(OPS[e.op], e, at), e.type)
-                return x if isinstance(x, Window) else np.broadcast_to(x, self.sizes_at(at).shape(e.type))
+                x = self.apply(OPS[e.op], e, at)
+                return x if isinstance(x, Window) else np.broadcast_to(typed(x, e.type), self.sizes_at(at).shape(e.type))
 
     def read(self, e: Ref, at: Place) -> Value:
         key = at.key(e.type.scope)
@@ -136,23 +156,23 @@ class Moment:
     def builtin(self, e: Ref, at: Place) -> object:
         match e.name:
             case "g":
-                return self.frame.g[at.tensor]
+                return self.frame.g[at.name]
             case "w":
-                return self.frame.w[at.tensor]
+                return self.frame.w[at.name]
             case "lr":
                 return of_group(self.frame.lr, at)
             case "t":
-                return self.t[at.tensor] if "T" in e.type.scope.indices else self.run
+                return self.t[at.name] if "T" in e.type.scope.indices else self.run
             case "batch":
                 return self.frame.batch
             case "rows" | "cols" as dim:
-                return self.sizes[at.tensor].of(dim)
+                return self.sizes[at.name].of(dim)
             case "numel":
-                return self.tensors[at.tensor].numel
+                return self.tensors[at.name].numel
             case "ndim":
-                return len(self.tensors[at.tensor].shape)
+                return len(self.tensors[at.name].shape)
             case name if name.startswith("dim("):
-                return self.tensors[at.tensor].shape[int(name[4:-1])]
+                return self.tensors[at.name].shape[int(name[4:-1])]
             case name:
                 raise InternalError(f"a program reads `{name}`, which is not built in")
 
@@ -161,7 +181,7 @@ class Moment:
             case "elementwise":
                 return self.elementwise(op, e, at)
             case "samples":
-                return op.reference(self.evaluated(e.args[0], replace(e.args[0].type, boolean=False), at))
+                return meaning(op)(self.array(e.args[0], replace(e.args[0].type, boolean=False), at))
             case "selection":
                 return self.select_largest(e, at)
             case "matrix":
@@ -179,7 +199,7 @@ class Moment:
                 value = self.evaluated(x, e.type, at)
                 return value if isinstance(value, Window) else numeric.rounded(value, e.static[0])
             case "push", (window, x):
-                return push(self.evaluated(window, e.type, at), self.evaluated(x, replace(e.type, window=0), at))
+                return push(self.window(window, e.type, at), self.array(x, replace(e.type, window=0), at))
             case "empty", ():
                 return empty(e.type, self.sizes_at(at))
             case _:
@@ -194,27 +214,27 @@ class Moment:
             case [c, Window() as x, Window() as y] if op.name == "select" and not isinstance(c, Window):
                 return choose(c, x, y, e.type.window)
             case _ if e.type.window:
-                return over_time(op.reference, operands, e.type.window)
+                return over_time(meaning(op), operands, e.type.window)
             case _:
-                return op.reference(*operands)
+                return meaning(op)(*operands)
 
     def matrix(self, op: Op, e: Apply, at: Place) -> Array:
         """A function of the grids of the operands; of each sample on its own."""
         static = dict(zip(op.static, e.static, strict=True))
         wanted = [replace(a.type, boolean=False) if name in op.numbers else as_matrix(a.type) for name, a in zip(op.args, e.args, strict=True)]
         if not e.type.samples:
-            return op.reference(*(self.evaluated(a, want, at) for a, want in zip(e.args, wanted, strict=True)), **static)
-        stacks = [self.evaluated(a, replace(want, samples=True), at) for a, want in zip(e.args, wanted, strict=True)]
-        found = [op.reference(*(x[i] for x in stacks), **static) for i in range(self.frame.batch or 0)]
+            return meaning(op)(*(self.array(a, want, at) for a, want in zip(e.args, wanted, strict=True)), **static)
+        stacks = [self.array(a, replace(want, samples=True), at) for a, want in zip(e.args, wanted, strict=True)]
+        found = [meaning(op)(*(x[i] for x in stacks), **static) for i in range(self.frame.batch or 0)]
         return np.array(found, np.float64).reshape(self.sizes_at(at).shape(e.type))
 
     def draw(self, op: Op, e: Apply, at: Place) -> Array:
         """From the words of each cell; the same for all samples."""
         sizes = self.sizes_at(at)
-        name = at.key(TENSOR) if "T" in e.type.scope.indices else ""
+        name = at.name if "T" in e.type.scope.indices else ""
         words = rng.words(self.frame.seed, self.run, name, e.static[0], np.arange(prod(sizes.cells(e.type))))
-        operands = (self.evaluated(a, e.type, at) for a in e.args)
-        return op.reference(words, *(x.reshape(*x.shape[: e.type.samples], len(words)) for x in operands)).reshape(sizes.shape(e.type))
+        operands = (self.array(a, e.type, at) for a in e.args)
+        return meaning(op)(words, *(x.reshape(*x.shape[: e.type.samples], len(words)) for x in operands)).reshape(sizes.shape(e.type))
 
     # --- reductions and `largest`: over the cells of the operands that lie in each cell of a coarser scope --------------
 
@@ -236,11 +256,16 @@ class Moment:
     def reduce_window(self, e: Reduce, at: Place) -> Array:
         """A reduction over the filled slots of each cell."""
         op, whole = OPS[e.op], compared(e)
-        now, operands = replace(whole, window=0), []
+        now = replace(whole, window=0)
+        operands: list[Value] = []
         for name, a in zip(op.args, e.args, strict=True):
-            x = self.evaluated(a, whole if a.type.window else now, at)
-            operands.append(x if a.type.window or name in op.numbers else always(x, whole.window, self.sizes_at(at).cells(now)))
-        return reduce_time(lambda *x: op.reference(*x, **static_of(e)), operands, whole.window)
+            if a.type.window:
+                operands.append(self.window(a, whole, at))
+            elif name in op.numbers:
+                operands.append(self.array(a, now, at))
+            else:
+                operands.append(always(self.array(a, now, at), whole.window, self.sizes_at(at).cells(now)))
+        return reduce_time(lambda *x: meaning(op)(*x, **static_of(e)), operands, whole.window)
 
     def select_largest(self, e: Apply, at: Place) -> Array:
         """`largest` in each row, column, block or tensor."""
@@ -268,7 +293,7 @@ class Moment:
     def operand(self, e: Reduce | Apply, i: int, at: Place) -> Array:
         """The cells of the i-th operand in row-major order, on the last axis; of one that is a number for each cell of the result, those numbers."""
         want = one_for_each(into(e), compared(e)) if OPS[e.op].args[i] in OPS[e.op].numbers else compared(e)
-        x = self.evaluated(e.args[i], want, at)
+        x = self.array(e.args[i], want, at)
         return x.reshape(*x.shape[: want.samples], prod(x.shape[want.samples :]))
 
     def operands(self, e: Reduce | Apply, at: Place) -> list[Array]:
@@ -291,6 +316,11 @@ class Moment:
     def own(self, exprs: Mapping[int, Reduce | Apply], at: Place) -> Reduce | Apply:
         """The expression of the class of the place; all classes have the same where it is no tensor."""
         return any_of(exprs) if at.tensor is None else exprs[self.class_of[at.tensor]]
+
+
+def meaning(op: Op) -> Callable[..., Any]:
+    assert op.reference is not None
+    return op.reference
 
 
 def any_of(exprs: Mapping[int, Reduce | Apply]) -> Reduce | Apply:
@@ -322,6 +352,6 @@ def by_cell(e: Reduce | Apply, operands: Sequence[Array], parts: Sequence[Array]
     op, found, start = OPS[e.op], [], 0
     for part in parts:
         cells = slice(start, start + len(part))
-        found.append(op.reference(*(x[..., cells if name in op.numbers else part] for name, x in zip(op.args, operands, strict=True)), **static_of(e)))
+        found.append(meaning(op)(*(x[..., cells if name in op.numbers else part] for name, x in zip(op.args, operands, strict=True)), **static_of(e)))
         start = cells.stop
     return found

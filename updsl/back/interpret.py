@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from updsl.back.evaluate import Moment
-from updsl.back.values import Array, Value, empty, typed
+from updsl.back.evaluate import Moment, Place
+from updsl.back.values import Array, Value, Window, empty, typed
 from updsl.core import numeric
 from updsl.core.frame import Frame, Key, Result, RuleState, Tensor
 from updsl.core.ir import Apply, Binding, Every, Expr, Program, Reduce, Type
@@ -57,11 +58,11 @@ def recall(now: Moment, state: RuleState) -> None:
             for at in now.places((c,), s.type.scope):
                 key = at.key(s.type.scope)
                 if key in kept:
-                    cells[key] = now.on_grid(kept[key], s.type, at)
+                    cells[key] = now.window_on_grid(kept[key], s.type, at) if s.type.window else now.on_grid(kept[key], s.type, at)
                 elif s.init is None:
                     cells[key] = empty(s.type, now.sizes_at(at))
                 else:
-                    cells[key] = numeric.rounded(now.evaluated(s.init, s.type, replace(at, classes=owners[s.name])), s.dtype)
+                    cells[key] = numeric.rounded(now.array(s.init, s.type, replace(at, classes=owners[s.name])), s.dtype)
 
 
 def remember(now: Moment, state: RuleState) -> RuleState:
@@ -73,8 +74,15 @@ def remember(now: Moment, state: RuleState) -> RuleState:
             for at in now.places((c,), s.type.scope):
                 key = at.key(s.type.scope)
                 after = now.evaluated(commits[s.name], s.type, at) if s.name in commits else now.before[s.name][key]
-                values.setdefault(s.name, {})[key] = now.off_grid(after, s.type, at)
+                values.setdefault(s.name, {})[key] = keep(now, after, s.type, at)
     return RuleState(values, now.run, now.t)
+
+
+def keep(now: Moment, x: Value, type_: Type, at: Place) -> object:
+    """A value as RuleState holds it."""
+    if isinstance(x, Window):
+        return now.off_grid(x.slots, type_, at), now.off_grid(x.count, type_, at)
+    return now.off_grid(x, type_, at)
 
 
 # --- statements ------------------------------------------------------------------------------------------------------
@@ -84,7 +92,7 @@ def execute(now: Moment, steps: Sequence[Step]) -> None:
     for step in steps:
         match step:
             case Local(c, Binding(name, expr)):
-                now.values.setdefault(name, {}).update({at.key(TENSOR): now.evaluate(expr, at) for at in now.places((c,), TENSOR)})
+                now.values.setdefault(name, {}).update({at.name: now.evaluate(expr, at) for at in now.places((c,), TENSOR)})
             case Shared(name, bindings):
                 now.values.setdefault(name, {}).update(together(now, {c: b.expr for c, b in bindings.items()}))
             case Guarded(_, blocks, body):
@@ -96,10 +104,11 @@ def together(now: Moment, exprs: Mapping[int, Expr]) -> dict[Key, Value]:
     classes, expr = tuple(exprs), next(iter(exprs.values()))
     match expr:
         case Apply("largest", static=(scope, *_)):
-            masks = [now.largest_of_all(exprs, at) for at in now.places(classes, scope)]
+            masks = [now.largest_of_all({c: e for c, e in exprs.items() if isinstance(e, Apply)}, at) for at in now.places(classes, scope)]
             return {key: mask for found in masks for key, mask in found.items()}
         case Reduce() if not any(a.type.window for a in expr.args):
-            return {at.key(expr.scope): typed(now.reduce_all(exprs, at), expr.type) for at in now.places(classes, expr.scope)}
+            own = {c: e for c, e in exprs.items() if isinstance(e, Reduce)}
+            return {at.key(expr.scope): typed(now.reduce_all(own, at), expr.type) for at in now.places(classes, expr.scope)}
         case _:
             return {at.key(expr.type.scope): now.evaluate(expr, at) for at in now.places(classes, expr.type.scope)}
 
@@ -122,19 +131,19 @@ def emit(now: Moment) -> tuple[dict[str, Array], dict[str, Array]]:
     out, weights = {}, {}
     for c, program in now.programs.items():
         for at in now.places((c,), TENSOR):
-            name = at.key(TENSOR)
+            name = at.name
             if program.weight is not None:
-                weights[name] = now.off_grid(now.evaluated(program.weight, ENTRY, at), ENTRY, at)
+                weights[name] = now.off_grid(now.array(program.weight, ENTRY, at), ENTRY, at)
             if program.weight is None or program.returns:
-                out[name] = now.off_grid(now.evaluated(program.out, ENTRY, at), ENTRY, at)
+                out[name] = now.off_grid(now.array(program.out, ENTRY, at), ENTRY, at)
             else:
                 out[name] = np.asarray(now.frame.w[name], np.float64) - weights[name]
     return {name: out[name] for name in now.frame.g}, {name: weights[name] for name in now.frame.g if name in weights}
 
 
-def watches(now: Moment) -> dict[str, object]:
+def watches(now: Moment) -> dict[str, Any]:
     """label → number (scope all), or key → number."""
-    shown: dict[str, object] = {}
+    shown: dict[str, Any] = {}
     for c, program in now.programs.items():
         for watch in program.watches:
             scope = watch.expr.type.scope

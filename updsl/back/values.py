@@ -57,18 +57,14 @@ class Sizes:
         return ((self.samples,) if type_.samples else ()) + self.cells(type_)
 
 
-def typed(x: Value, type_: Type) -> Value:
+def typed(x: object, type_: Type) -> Array:
     """x as booleans, or as numbers (true is 1)."""
-    if isinstance(x, Window):
-        return Window(typed(x.slots, type_), x.count)
     return np.asarray(x, bool if type_.boolean else np.float64)
 
 
-def spread(x: Value, have: Type, want: Type, sizes: Sizes) -> Value:
-    """x as a value of `want`, whose scope refines that of `have`: each cell of `have` gives its value to the cells of `want` in it."""
-    if isinstance(x, Window):
-        alone, wide = replace(have, window=0), replace(want, window=0)
-        return Window(spread(x.slots, alone, wide, sizes), spread(x.count, replace(alone, samples=False), replace(wide, samples=False), sizes))
+def spread(x: Array, have: Type, want: Type, sizes: Sizes) -> Array:
+    """x as a value of `want`, whose scope refines that of `have`: each cell of `have` gives its value to the cells of `want` in it. An axis of
+    time may lead."""
     rank = len(sizes.cells(want))
     lead = x.shape[: x.ndim - len(sizes.cells(have))]
     match have.scope.name, want.scope.name:
@@ -85,6 +81,12 @@ def spread(x: Value, have: Type, want: Type, sizes: Sizes) -> Value:
         x = np.expand_dims(x, -rank - 1)
     time = x.shape[: x.ndim - rank - want.samples]
     return np.broadcast_to(x, time + sizes.shape(want))
+
+
+def spread_window(x: Window, have: Type, want: Type, sizes: Sizes) -> Window:
+    """As `spread`; the counts have no axis of samples."""
+    count = spread(x.count, replace(have, samples=False), replace(want, samples=False), sizes)
+    return Window(spread(x.slots, have, want, sizes), count)
 
 
 def one_for_each(scope: Scope, of: Type) -> Type:
