@@ -31,7 +31,7 @@ lint: $(READY) ## ruff, and whether the code is formatted
 	$(BIN)/ruff format --check .
 
 types: $(READY) ## pyrefly
-	$(BIN)/pyrefly check
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 format: $(READY) ## format the code
 	$(BIN)/ruff check --fix --quiet .
