@@ -67,9 +67,13 @@ def norm(x: Array, p: float = 2) -> Array:
     if p == 0:
         return np.where(np.isnan(a).any(axis=-1), np.nan, np.sum(a != 0, axis=-1))
     most = np.max(a, axis=-1, keepdims=True) if p > 0 else np.min(a, axis=-1, keepdims=True)
-    usable = np.isfinite(most) & (most > 0)
-    scale = np.where(usable, np.ldexp(1.0, np.frexp(most)[1] - 1) if abs(p) <= 64 else most, 1.0)
+    scale = _magnitude(most) if abs(p) <= 64 else np.where(np.isfinite(most) & (most > 0), most, 1.0)
     return np.sum((a / scale) ** p, axis=-1) ** (1 / p) * scale[..., 0]
+
+
+def _magnitude(a: Array) -> Array:
+    """The power of two at or below a, so that dividing by it rounds nothing; 1 of what has none."""
+    return np.where(np.isfinite(a) & (a > 0), np.ldexp(1.0, np.frexp(a)[1] - 1), 1.0)
 
 
 @quiet
@@ -128,10 +132,10 @@ def dot(x: Array, y: Array) -> Array:
 @quiet
 def cosine(x: Array, y: Array) -> Array:
     x, y = np.broadcast_arrays(x, y)
+    x, y = (v / _magnitude(np.abs(v).max(axis=-1, keepdims=True, initial=0.0)) for v in (x, y))
     nx, ny = norm(x), norm(y)
-    unit = lambda v, n: v / np.where(n == 0, 1, n)[..., None]
-    value = dot(unit(x, nx), unit(y, ny))
-    return np.where((nx == 0) & ~np.isnan(ny) | (ny == 0) & ~np.isnan(nx), 0.0, value)
+    zero = (nx == 0) & ~np.isnan(ny) | (ny == 0) & ~np.isnan(nx)
+    return np.where(zero, 0.0, dot(x, y) / (nx * ny))
 
 
 def count(c: Array) -> Array:
@@ -147,7 +151,7 @@ def any(c: Array) -> Array:
 
 def how_many(k: float, n: int, percent: bool) -> int:
     """How many of n entries `largest(x, k)` takes: k, or the fraction k rounded up below 1 and for a literal with %."""
-    if np.isnan(k):
+    if np.isnan(k) or n == 0:
         return 0
     wanted = np.ceil(k * n - 1e-12 * n) if percent or k < 1 else np.floor(k)
     return int(np.clip(wanted, 0, n))
