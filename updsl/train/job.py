@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -74,8 +75,9 @@ def train(settings: Settings, methods: Sequence[Method], corpus: Corpus, progres
     runs: list[Run] = []
     try:
         for seed in settings.seeds:
-            for step in _one_seed(settings, methods, corpus, seed, runs):
-                progress(step, settings.steps, runs[-len(methods) :])
+            with closing(_one_seed(settings, methods, corpus, seed, runs)) as steps:
+                for step in steps:
+                    progress(step, settings.steps, runs[-len(methods) :])
     except KeyboardInterrupt:
         return runs, False
     return runs, True

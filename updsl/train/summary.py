@@ -76,6 +76,10 @@ def steps_to_recover(losses: list[float]) -> int | None:
 # --- for people ------------------------------------------------------------------------------------------------------
 
 HEADINGS = ("", "validation\nloss", "worst loss after\na bad batch", "steps to\nrecover", "clipped\nsteps", "method\nms/step", "optimizer\nms/step")
+LEGEND = """\
+validation loss: nats a byte on files that no run trained on, mean over the seeds ± half their range
+worst loss, steps to recover: on a batch of held-out text, from a batch of binary files on; "never": not while it was measured
+clipped steps: "–" where the rule has no `clip`; ms/step: median"""
 
 
 def table(summaries: Sequence[Summary]) -> str:

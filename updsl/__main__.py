@@ -1,0 +1,5 @@
+"""`python -m updsl` is the `updsl` command."""
+
+from updsl.cli import main
+
+main()

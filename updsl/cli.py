@@ -1,0 +1,296 @@
+"""The `updsl` command. Every subcommand imports what it needs when it runs, so that `updsl check` starts fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+
+from updsl import __version__
+from updsl.core.diagnostic import Diagnostic, InternalError, UpdslError, render, render_all, to_github, to_json
+
+FOUND, USAGE, INTERNAL, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes, 0 apart: mistakes in a rule; a command or file that makes no sense; a mistake of ours; Ctrl-C."""
+
+OUTPUT = click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", help="How to print the result.")
+RULE = click.argument("rule", metavar="RULE")
+
+
+def main() -> None:
+    """Run the command; never a traceback, but for UPDSL_TRACEBACK=1."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The command's exit code."""
+    as_json = "--format=json" in arguments or ("--format", "json") in pairwise(arguments)
+    try:
+        return cli.main(arguments, prog_name="updsl", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.ctx.get_help(), error=True)
+        return USAGE
+    except click.ClickException as error:
+        say(f"updsl: {error.format_message()}\n  = help: updsl {' '.join([*arguments[:1], '--help'])}", error=True)
+        return USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except UpdslError as error:
+        if as_json:
+            say_json({"diagnostics": [to_json(d) for d in error.diagnostics]})
+        else:
+            say(render_all(error.diagnostics), error=True)
+        return exit_code(error.diagnostics)
+    except Exception as error:
+        if os.environ.get("UPDSL_TRACEBACK"):
+            raise
+        message = str(error) if isinstance(error, InternalError) else str(InternalError(f"{type(error).__name__}: {error}"))
+        say(f"{message}\n  = help: UPDSL_TRACEBACK=1 shows where", error=True)
+        return INTERNAL
+
+
+def exit_code(diagnostics: list[Diagnostic]) -> int:
+    from updsl.front.files import UNKNOWN, UNREADABLE
+
+    if any(d.code in (UNREADABLE, UNKNOWN) for d in diagnostics):
+        return USAGE
+    return FOUND if any(d.severity == "error" for d in diagnostics) else 0
+
+
+def say(text: str, error: bool = False) -> None:
+    """Print; where nobody reads any more, do nothing."""
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say_json(data: Any) -> None:
+    say(json.dumps(data, indent=2, allow_nan=False))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="updsl")
+def cli() -> None:
+    """Update rules as short texts: check them, look at them, train with them.
+
+    A RULE is the path of a .upd file, or a name that `updsl list` shows.
+    """
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@click.option("--laws", is_flag=True, help="Say of each law whether it is decided; this version only checks that laws make sense.")
+@click.option("--strict", is_flag=True, help="Warnings count too.")
+@click.option("--format", "output", type=click.Choice(["text", "json", "github"]), default="text", help="How to print the result.")
+def check(files: tuple[str, ...], laws: bool, strict: bool, output: str) -> int:
+    """Find mistakes in rule files, and run their examples.
+
+    Exit code 0: none; 1: mistakes; 2: a file that cannot be read.
+    """
+    found = {file: _findings(file) for file in files}
+    every = [d for _, diagnostics in found.values() for d in diagnostics]
+    errors = sum(d.severity == "error" for d in every)
+    match output:
+        case "json":
+            say_json(
+                {
+                    "files": [{"file": f, "diagnostics": [to_json(d) for d in ds], **({"laws": names} if laws else {})} for f, (names, ds) in found.items()],
+                    "errors": errors,
+                    "warnings": len(every) - errors,
+                }
+            )
+        case "github":
+            for d in every:
+                say(to_github(d))
+        case _:
+            for file, (names, diagnostics) in found.items():
+                say("\n\n".join(map(render, diagnostics)) + "\n" if diagnostics else f"{file}: ok")
+                for name in names if laws else ():
+                    say(f"  law {name}: makes sense; laws are decided in a later version")
+    return exit_code(every) or (FOUND if strict and every else 0)
+
+
+def _findings(file: str) -> tuple[list[str], list[Diagnostic]]:
+    """The names of a file's laws, and what is wrong with it."""
+    from updsl.laws.check import check_module
+    from updsl.pipeline import from_file
+
+    try:
+        module = from_file(file)
+        return check_module(module)
+    except UpdslError as error:
+        return [], error.diagnostics
+
+
+@cli.command()
+@click.argument("target", metavar="RULE|CODE")
+@OUTPUT
+def explain(target: str, output: str) -> None:
+    """What a rule computes and keeps, or what an error means (by the word in its brackets)."""
+    from updsl.front.files import is_path, library
+
+    page = _error_page(target)
+    if page is None or is_path(target) or target.casefold() in library().files:
+        from updsl.explain import explanation, to_text
+
+        found = explanation(_load(target, also=_error_codes))
+        say_json(found) if output == "json" else say(to_text(found))
+    else:
+        text = page.read_text(encoding="utf-8").rstrip()
+        say_json({"code": target, "text": text}) if output == "json" else say(text)
+
+
+def _error_codes() -> list[str]:
+    from updsl.core.resources import folder
+
+    return sorted(p.stem for p in folder("docs/errors").glob("*.md"))
+
+
+def _error_page(code: str) -> Path | None:
+    from updsl.core.resources import folder
+
+    return folder("docs/errors") / f"{code}.md" if code in _error_codes() else None
+
+
+def _load(name_or_path: str, also: Callable[[], list[str]] = list):
+    """The rule; an unknown name is compared with `also` too."""
+    from updsl.core.diagnostic import did_you_mean
+    from updsl.front.files import UNKNOWN, library
+    from updsl.pipeline import from_file
+
+    try:
+        return from_file(name_or_path)
+    except UpdslError as error:
+        first = error.diagnostics[0]
+        if first.code != UNKNOWN or not also():
+            raise
+        help = did_you_mean(name_or_path, [*library().files, *also()]) or first.help
+        raise UpdslError(Diagnostic(UNKNOWN, f"`{name_or_path}` is neither a rule of the library nor the code of an error", help=help)) from None
+
+
+@cli.command("list")
+@OUTPUT
+def list_(output: str) -> None:
+    """The rules of the library, a line each."""
+    from updsl.front.files import library
+    from updsl.pipeline import from_file
+
+    files = library().files
+    docs = {name: (from_file(name).doc.strip().split("\n")[0]) for name in files}
+    if output == "json":
+        say_json({name: {"doc": docs[name], "kind": path.parent.name} for name, path in files.items()})
+        return
+    width = max(map(len, docs), default=0)
+    for kind in sorted({p.parent.name for p in files.values()}):
+        say("\n".join([f"{kind}/", *(f"  {name:<{width}}  {docs[name]}".rstrip() for name, p in files.items() if p.parent.name == kind), ""]))
+
+
+@cli.command()
+@RULE
+@click.option("--after", metavar="STAGE", help="text, syntax or program (the default): what the rule is after that stage.")
+@click.option("--source", metavar="BACKEND", help="The code that this backend generates.")
+@OUTPUT
+def show(rule: str, after: str | None, source: str | None, output: str) -> None:
+    """A rule on its way from text to code, for a few typical tensors."""
+    from updsl.explain import stage, written
+
+    if after is not None and source is not None:
+        raise click.UsageError("--after and --source exclude each other")
+    module = _load(rule)
+    texts = written(module, source) if source is not None else stage(module, after or "program")
+    say_json(texts) if output == "json" else say("\n\n".join(f"# {name}\n{text.rstrip()}" for name, text in texts.items()))
+
+
+START = '''rule {name}(z_max = 2.5):
+    """{name}: what it does, and the paper it comes from."""
+    norm per column → clip z > z_max → ema
+
+law odd: rule(-g) == -rule(g)
+'''
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--like", metavar="RULE", help="Start from this rule of the library, or this file.")
+def new(name: str, like: str | None) -> None:
+    """Write NAME.upd, a rule to start from. It overwrites nothing."""
+    from updsl.front.files import SUFFIX
+
+    path = Path(name if name.endswith(SUFFIX) else name + SUFFIX)
+    if not path.stem.isidentifier():
+        raise click.UsageError(f"a rule cannot be called {path.stem!r}: a name is letters, digits and `_`")
+    text = START.format(name=path.stem) if like is None else _renamed(like, path.stem)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise click.UsageError(f"{path} is there already") from None
+    except OSError as error:
+        raise click.UsageError(f"cannot write {path}: {error.strerror}") from None
+    say(f"{path}: written; next: updsl check {path}")
+
+
+def _renamed(like: str, name: str) -> str:
+    """The text of a rule, called otherwise."""
+    module = _load(like)
+    span = module.rule.name_span
+    if span.start == span.end:
+        return module.text
+    return module.text[: span.start] + name + module.text[span.end :]
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@click.option("--check", "only_check", is_flag=True, help="Change nothing; exit code 1 if a file is not formatted.")
+def fmt(files: tuple[str, ...], only_check: bool) -> int:
+    """Format rule files in place: spaces, symbols, indentation. Comments stay."""
+    from updsl.front.files import read_source
+    from updsl.front.format import format_source
+
+    code = 0
+    for file in files:
+        source = read_source(Path(file))
+        formatted = format_source(source)
+        if formatted == source.text:
+            continue
+        if only_check:
+            say(f"{file}: not formatted")
+            code = FOUND
+            continue
+        try:
+            Path(file).write_text(formatted, encoding="utf-8")
+        except OSError as error:
+            raise click.UsageError(f"cannot write {file}: {error.strerror}") from None
+        say(f"{file}: formatted")
+    return code
+
+
+@cli.command()
+@click.argument("rule", metavar="[RULE]", default="zclip")
+@click.option("--steps", type=click.IntRange(1, 1_000_000), help="Training steps of each run.  [300]")
+@click.option("--seeds", type=click.IntRange(1, 1000), help="Runs of each method.  [2]")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate at its highest.  [0.01]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("train-result"), show_default=True, help="Folder for plot and numbers.")
+@click.option("--quick", is_flag=True, help="A few seconds instead of a minute: to see that it works.")
+@OUTPUT
+def train(rule: str, steps: int | None, seeds: int | None, lr: float | None, out: Path, quick: bool, output: str) -> int:
+    """Train a small model on text, with trouble: does RULE help?
+
+    A byte-level transformer learns the source of Python's own standard library at a high learning rate, and now and then a batch is read from
+    binary files. The same seeds are run with no clipping, with clip_grad_norm_(1.0), and with RULE in front of the same optimizer.
+    """
+    from updsl.train.command import command
+
+    text, complete = command(rule, steps=steps, seeds=seeds, lr=lr, out=out, quick=quick, as_json=output == "json")
+    say(text)
+    return 0 if complete else INTERRUPTED
