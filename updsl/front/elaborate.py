@@ -1,0 +1,202 @@
+"""Text to Programs: a rule elaborated once for each class of tensors.
+
+A pass walks the text for one tensor. Passes repeat until what they find (scopes and grids of states, constant parameters, sizes of inputs) stays; then tensors
+whose Programs are equal are one class.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from updsl.core.diagnostic import Diagnostic, InternalError, UpdslError
+from updsl.core.frame import Tensor
+from updsl.core.ir import Const, Program, Ref, Type
+from updsl.core.ir import Watch as IrWatch
+from updsl.core.scope import ALL, GROUP, TENSOR
+from updsl.front import regex, statements
+from updsl.front.context import NAME_CODES, POISON, Context, Default, Env, Facts, Flag, Instance, Reduction, Value
+from updsl.front.module import Constant, Module
+
+MAX_PASSES = 60
+PROBES = ((4, 3), (3, 5), (4,), (), (2, 3, 2, 2))
+"""Shapes that a text is tried with when it is loaded: a mistake that shows with all of them is one of the text."""
+
+
+@dataclass(frozen=True)
+class Elaborated:
+    """programs by class; class_of: tensor name → class; constants: parameters that are fixed when the rule is compiled; reductions: for `explain`, by class."""
+
+    programs: tuple[Program, ...]
+    class_of: Mapping[str, int]
+    constants: frozenset[str]
+    reductions: tuple[tuple[Reduction, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Walked:
+    program: Program | None
+    diagnostics: tuple[Diagnostic, ...]
+    predicates: frozenset[tuple[str, str]]
+    populations: frozenset[str]
+    reductions: tuple[Reduction, ...]
+
+
+def elaborate(module: Module, tensors: Sequence[Tensor], parameters: Mapping[str, Constant], overridden: frozenset[str] = frozenset(), lr: bool = True) -> Elaborated:
+    """The Programs of a rule for these tensors.
+
+    parameters: name → value of every parameter. overridden: parameters that a group overrides; they have scope group. lr: whether the caller supplies a learning rate.
+    Raises UpdslError with every mistake found.
+    """
+    constants = {n for n, p in module.parameters.items() if isinstance(p.default, (bool, str)) or isinstance(parameters[n], (bool, str))}
+    counts: dict[str, int] = {"": len(tensors)}
+    with _deep_recursion():
+        for _ in range(MAX_PASSES):
+            before, known = dict(counts), set(constants)
+            walked = _walk_all(module, tensors, parameters, overridden, lr, counts, constants)
+            counts = {"": len(tensors)}
+            for t in tensors:
+                for p in walked[t.name].populations - {""}:
+                    counts[p] = counts.get(p, 0) + 1
+            if counts == before and constants == known:
+                return _classes(tensors, walked, frozenset(constants))
+    raise InternalError(f"elaborating `{module.name}` does not settle")
+
+
+def _walk_all(module: Module, tensors: Sequence[Tensor], parameters: Mapping[str, Constant], overridden: frozenset[str], lr: bool, counts: Mapping[str, int],
+              constants: set[str]) -> dict[str, _Walked]:
+    """Each tensor's walk; tensors of one shape and equal outcomes of the text's questions about their names share one."""
+    done: dict[tuple[int, ...], list[tuple[str, _Walked]]] = {}
+    walked: dict[str, _Walked] = {}
+    for t in tensors:
+        for name, earlier in done.get(t.shape, ()):
+            if all(_asks(p, name) == _asks(p, t.name) for p in earlier.predicates):
+                walked[t.name] = earlier
+                break
+        else:
+            walked[t.name] = _settle(module, t, parameters, overridden, lr, counts, constants)
+            done.setdefault(t.shape, []).append((t.name, walked[t.name]))
+    return walked
+
+
+def _asks(predicate: tuple[str, str], name: str) -> bool:
+    op, text = predicate
+    return regex.search(text, name) if op == "~" else text == name
+
+
+def _settle(module: Module, tensor: Tensor, parameters: Mapping[str, Constant], overridden: frozenset[str], lr: bool, counts: Mapping[str, int], constants: set[str],
+            checking: bool = False) -> _Walked:
+    """Walk the text for one tensor until nothing new is found."""
+    facts = Facts(constants=constants)
+    for _ in range(MAX_PASSES):
+        facts.changed = False
+        cx = Context(module, tensor, facts, parameters, overridden, lr, counts, checking)
+        program = _walk(cx)
+        if cx.states != facts.known:
+            facts.known, facts.changed = dict(cx.states), True
+        if not facts.changed:
+            found = tuple(cx.diagnostics)
+            return _Walked(None if found else program, found, frozenset(cx.predicates), frozenset(cx.populations), tuple(cx.reductions))
+    raise InternalError(f"the scopes of `{module.name}` do not settle")
+
+
+def _walk(cx: Context) -> Program:
+    """One pass: the Program of the main rule."""
+    module = cx.module
+    values: dict[str, Value] = {}
+    for name, value in cx.parameters.items():
+        if isinstance(value, bool):
+            values[name] = Value(Const(value), value)
+        elif isinstance(value, str):
+            values[name] = Value(Const(0.0), value)
+        elif name in cx.overridden:
+            values[name] = Value(Ref(name, "param", Type(GROUP)), float(value), frozenset((name,)))
+        else:
+            values[name] = Value(Ref(name, "param", Type(ALL)), float(value), frozenset((name,)))
+    g = Value(Ref("g", "builtin", statements.GRID))
+    main = Instance(module.rule, module.unit, "", values, g, statements.has_clock(module.rule))
+    env = Env(module.unit, cx.sites(module.rule, module.unit), "", main, Default(TENSOR), Flag(), g)
+    try:
+        out = statements.run(cx, env, None)
+        _check_out(cx, out)
+    except UpdslError as e:  # a cap: nothing further can be said
+        cx.diagnostics.extend(e.diagnostics)
+        out = POISON
+    commits = tuple((name, cx.current.get(name, Ref(name, "state", s.type))) for name, s in cx.states.items())
+    watches = tuple(IrWatch(label, e) for label, e in cx.watches.items())
+    return Program(module.name, tuple(cx.inputs.values()), tuple(cx.states.values()), tuple(cx.block), commits, cx.settle(out.expr), cx.weight, cx.returns, watches)
+
+
+def _check_out(cx: Context, out: Value) -> None:
+    if out.poisoned:
+        return
+    rule = cx.module.rule
+    span = out.expr.span if out.expr.span.source is cx.module.unit.source else rule.span
+    if out.type.samples:
+        cx.error("samples-in-state", "what the rule returns still has one value for each sample", span, help="take `sample_mean(…)` or `sample_sum(…)`")
+    elif out.type.window:
+        cx.error("window-outside", "a window stands only under a reduction", span, help="reduce it over time: `mean(it → history(9))`")
+    elif not (cx.agree(out.type.rows, "rows") and cx.agree(out.type.cols, "cols")):
+        cx.error("grid-mismatch", f"the rule returns {cx.describe(out.type)}, and its gradient is {cx.describe(statements.GRID)}", span, help="return something of the gradient's own grid: `P @ u`, `x.T`")
+
+
+def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants: frozenset[str]) -> Elaborated:
+    """Tensors with equal Programs are one class."""
+    found: list[Diagnostic] = []
+    classes: dict[Program, int] = {}
+    reductions: list[tuple[Reduction, ...]] = []
+    class_of: dict[str, int] = {}
+    for t in tensors:
+        w = walked[t.name]
+        found.extend(d for d in w.diagnostics if d not in found)
+        if w.program is not None:
+            if w.program not in classes:
+                reductions.append(w.reductions)
+            class_of[t.name] = classes.setdefault(w.program, len(classes))
+    if found:
+        raise UpdslError(found)
+    return Elaborated(tuple(classes), class_of, constants, tuple(reductions))
+
+
+# --- checking a text before there are tensors ------------------------------------------------------------------------
+
+
+def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequence[str] = ("weight",)) -> tuple[list[Diagnostic], frozenset[str]]:
+    """Mistakes of the text that show without a model, and its constant parameters: mistakes in names wherever they stand, and others that every probe shape shows."""
+    constants = {n for n, p in module.parameters.items() if isinstance(parameters[n], (bool, str))}
+    by_probe: list[tuple[Diagnostic, ...]] = []
+    with _deep_recursion():
+        for shape in PROBES:
+            for name in names:
+                for _ in range(MAX_PASSES):
+                    known = set(constants)
+                    walked = _settle(module, Tensor(name, shape), parameters, frozenset(), True, {"": 1}, constants, checking=True)
+                    if constants == known:
+                        break
+                by_probe.append(walked.diagnostics)
+    return _of_text(by_probe), frozenset(constants)
+
+
+def _of_text(by_probe: list[tuple[Diagnostic, ...]]) -> list[Diagnostic]:
+    """What every probe shows, and mistakes in names from any; one for each place."""
+    found: dict[tuple, Diagnostic] = {}
+    for probe in by_probe:
+        for d in probe:
+            key = (d.code, d.span.source.name, d.span.start)
+            everywhere = all(any((o.code, o.span.source.name, o.span.start) == key for o in p) for p in by_probe)
+            if everywhere or d.code in NAME_CODES:
+                found.setdefault(key, d)
+    return sorted(found.values(), key=lambda d: (d.span.source.name, d.span.start))
+
+
+@contextmanager
+def _deep_recursion():
+    """Room for the deepest tree that the parser's caps allow."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 20_000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)

@@ -1,0 +1,246 @@
+"""States: their declaration, refinement, assignment, reset, the clock of an instance, and what `skip` undoes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from updsl.core import ir
+from updsl.core.diagnostic import Label
+from updsl.core.ir import Apply, Const, Expr, Ref, Type, is_shared, joined
+from updsl.core.scope import ALL, TENSOR
+from updsl.core.source import Span
+from updsl.front import expression as expressions
+from updsl.front import syntax
+from updsl.front.context import Context, Default, Env, Flag, Instance, Slot, Value
+from updsl.front.module import nodes
+
+
+def declare(cx: Context, env: Env, item: syntax.StateItem) -> None:
+    """`state m = init [per scope] [as dtype]`."""
+    me = env.instance
+    assert me is not None
+    init = initial(cx, env, item)
+    name = env.path + env.sites.label(item, "state") + env.rounds
+    if init.poisoned:
+        me.names[-1][item.name] = Slot("state", init, item.name_span, name, me.depth)
+        cx.states[name] = ir.State(name, Const(0.0), cx.facts.states.get(name, Type(ALL)), item.dtype, span=item.span)
+        return
+    known = cx.facts.states.get(name)
+    t = joined(init.type, known) if known else init.type
+    t = replace(t, boolean=init.type.boolean and (known is None or known.boolean))
+    learn(cx, name, t)
+    closed = is_closed(init.expr)
+    cx.states[name] = ir.State(name, cx.settle(init.expr) if closed else Const(0.0), t, item.dtype, span=item.span)
+    me.names[-1][item.name] = Slot("state", init, item.name_span, name, me.depth)
+    me.subtree.append(name)
+    if not closed:
+        first = expressions.elementwise(cx, "eq", [expressions.builtin(cx, env, syntax.Name("t", span=item.span)), Value(Const(1.0), 1.0)], item.span)
+        now = expressions.read(cx, name, item)
+        store(cx, env, name, env.sites.label(item, "value"), expressions.elementwise(cx, "select", [first, init, now], item.span), item.span)
+    if item.scope is not None:
+        check_declared_scope(cx, env, item, name)
+
+
+def check_declared_scope(cx: Context, env: Env, item: syntax.StateItem, name: str) -> None:
+    """With `per S` the scope found from the updates must be S."""
+    wanted = expressions.scope_of(cx, env, item.scope) if item.scope else None
+    found = cx.facts.states[name].scope
+    if wanted is not None and found != wanted and not cx.facts.changed and name in cx.facts.assigned:
+        more = "finer" if wanted < found else "coarser or other"
+        cx.error("state-scope", f"`{item.name}` is declared per {wanted}, but its updates make it {found.one_for_each}, which is {more}", item.span,
+                 help=f"write `mean(…) per {wanted}` in its update, or declare it `per {found}`")
+
+
+def initial(cx: Context, env: Env, item: syntax.StateItem) -> Value:
+    """The value of a state's `init`, as of here."""
+    for n in nodes(item.init):
+        match n:
+            case syntax.Name(id=("g" | "it") as name):
+                return cx.error("state-init", f"the start of a state cannot read `{name}`", n.span, help="start from the first value by `if t == 1 then g else m` in the update")
+            case syntax.Name(id=name) if env.instance and env.instance.slot(name):
+                return cx.error("state-init", f"the start of a state cannot read `{name}`: it may read `w`, parameters and attributes", n.span, help="use a number, and `if t == 1 then … else …` in the update")
+    inner = replace(env, it=None)
+    if item.scope is not None:
+        scope = expressions.scope_of(cx, env, item.scope)
+        if scope is not None:
+            inner = replace(inner, default=Default(scope, item.scope.span), per_used=Flag())
+    if expressions.is_ambiguous(item.init, env):
+        return expressions.ambiguous(cx, item.init.body if isinstance(item.init, syntax.Per) else item.init)  # type: ignore[arg-type]
+    return expressions.expression(cx, inner, item.init)
+
+
+def is_closed(e: Expr) -> bool:
+    """Whether a start can be evaluated before anything else of the step."""
+    for n in ir.walk(e):
+        match n:
+            case Ref(kind="param"):
+                continue
+            case Ref(kind="builtin", name=name) if name not in ("g", "t", "batch"):
+                continue
+            case Ref():
+                return False
+    return True
+
+
+def learn(cx: Context, name: str, t: Type) -> None:
+    """Keep a state's type for the next pass."""
+    if cx.facts.states.get(name) != t:
+        cx.facts.states[name] = t
+        cx.facts.changed = True
+
+
+def assign(cx: Context, env: Env, slot: Slot, label: str, value: Value, span: Span) -> None:
+    """`m ← value`, refining the state's scope and grid."""
+    name, old = slot.state, cx.states[slot.state]
+    cx.facts.assigned.add(name)
+    if value.type.samples:
+        cx.error("samples-in-state", "a state keeps no samples", span, help="take `sample_mean(…)` first")
+        return
+    if cx.combine([Value(Ref(name, "state", old.type)), value], span, f"the state `{name}`") is None:
+        return
+    t = joined(old.type, value.type)
+    t = replace(t, boolean=old.type.boolean and value.type.boolean)
+    me = env.instance
+    assert me is not None
+    if is_shared(t) and slot.depth < me.depth and not value.poisoned:
+        cx.error("state-in-arm", f"`{name}` is one value for several tensors, and this arm would set it for some of them", span, labels=(Label(slot.span, "declared here"),),
+                 help="declare it in the arm, or compute it before the `match`")
+        return
+    learn(cx, name, t)
+    cx.states[name] = replace(old, type=t)
+    store(cx, env, name, label, value, span)
+
+
+def store(cx: Context, env: Env, name: str, label: str, value: Value, span: Span) -> None:
+    """Round a value to the state's type; from here on the state reads it."""
+    state = cx.states[name]
+    if state.type.window:
+        cx.current[name] = cx.emit(env, label, Value(replace(value.expr, type=state.type)), span).expr  # type: ignore[type-var]
+        return
+    t = joined(state.type, value.type)
+    if t.scope != state.type.scope:
+        learn(cx, name, replace(t, boolean=state.type.boolean and value.type.boolean))
+        cx.states[name] = state = replace(state, type=cx.facts.states[name])
+    stored = Apply("store", (value.expr,), state.type, (state.dtype or "state",), span=span)
+    cx.current[name] = cx.emit(env, label, Value(stored), span).expr
+
+
+def reset(cx: Context, env: Env, s: syntax.Reset) -> None:
+    """`reset a, b [when c]`: from here on these read their start, worked out anew."""
+    condition = _condition(cx, env, s)
+    me = env.instance
+    assert me is not None
+    me.begun = me.begun or s.span
+    declared = {i.name: i for n in nodes(me.rule.body) if isinstance(n, syntax.State) for i in n.items}
+    for n in s.names:
+        slot = me.slot(n.id)
+        if slot is None or slot.kind != "state":
+            known = [x for b in me.names for x, y in b.items() if y.kind == "state"]
+            cx.error("assign-unknown", f"there is no state `{n.id}` to reset", n.span, help=expressions.functions.did_you_mean(n.id, known) or "`reset` alone restarts the whole rule")
+            continue
+        fresh = initial(cx, env, declared[n.id]) if slot.value.poisoned is False else slot.value
+        if condition is not None:
+            fresh = expressions.elementwise(cx, "select", [condition, fresh, expressions.read(cx, slot.state, s)], s.span)
+        if not fresh.poisoned:
+            store(cx, env, slot.state, f"{env.sites.label(s, 'value')}.{n.id}", fresh, s.span)
+
+
+def reset_all(cx: Context, env: Env, s: syntax.Reset) -> None:
+    """`reset`: this instance and all it applies start anew; this step is their first."""
+    me = env.instance
+    assert me is not None
+    if me.begun is not None:
+        cx.error("reset-late", "`reset` comes after something that it would undo", s.span, labels=(Label(me.begun, "this is before it"),), help="move `reset` up, before every `←` and every rule that is applied")
+        return
+    condition = _condition(cx, env, s)
+    label = f"{env.sites.label(s, 'value')}."
+    for name in cx.facts.subtrees.get(me.path, ()):
+        known = cx.facts.known.get(name)
+        if known is None:
+            continue
+        state = cx.states.setdefault(name, known)
+        now = Value(cx.current.get(name, Ref(name, "state", state.type)))
+        fresh = Value(Apply("empty", (), state.type) if state.type.window else state.init or Const(0.0))
+        if name == f"{me.path}t" or name == f"{me.path}t@tensor":
+            fresh = Value(Const(1.0))
+        if condition is not None:
+            t = joined(condition.type, state.type)
+            fresh = Value(Apply("select", (condition.expr, fresh.expr, now.expr), replace(t, boolean=False), span=s.span))
+        inner = name.removeprefix(me.path)
+        store(cx, replace(env, rounds=""), name, label + inner + env.rounds if not inner.endswith("@tensor") else f"{label}{inner.removesuffix('@tensor')}{env.rounds}@tensor", fresh, s.span)
+    if f"{me.path}t" in cx.facts.clocks:
+        me.clock = cx.current.get(f"{me.path}t", me.clock)
+        _twin(cx, me.clock)
+
+
+def _condition(cx: Context, env: Env, s: syntax.Reset) -> Value | None:
+    if s.condition is None:
+        return None
+    value = expressions.expression(cx, env, s.condition)
+    if not value.type.boolean and not value.poisoned:
+        cx.error("not-a-condition", "this is a number, where true or false is needed", s.condition.span, help="compare it: `reset m when t > 9`")
+    return cx.emit(env, f"{env.sites.label(s, 'value')}.when", value, s.span)
+
+
+# --- clocks and skips ------------------------------------------------------------------------------------------------
+
+
+def start_clock(cx: Context, env: Env, me: Instance) -> None:
+    """An instance whose steps may be undone or restarted counts them in a state, if its text reads `t`."""
+    name = f"{me.path}t"
+    if not me.own_clock or name not in cx.facts.clocks:
+        return
+    t = cx.facts.states.get(name, Type(ALL))
+    for which, of in ((name, t), (f"{name}@tensor", Type(TENSOR))):
+        if which != name and not is_shared(t):
+            continue
+        learn(cx, which, of)
+        cx.states[which] = ir.State(which, Const(0.0), of, span=me.rule.span)
+        me.subtree.append(which)
+        now = expressions.read(cx, which, me.rule)
+        suffix = "@tensor" if which != name else ""
+        store(cx, replace(env, rounds=""), which, f"t{suffix}", Value(Apply("add", (now.expr, Const(1.0)), of)), me.rule.span)
+    me.clock = cx.current[name]
+    _twin(cx, me.clock)
+
+
+def _twin(cx: Context, clock: Expr | None) -> None:
+    """Values of scope tensor or finer read the tensor's own count."""
+    if isinstance(clock, Ref) and is_shared(clock.type):
+        cx.facts.clocks.add(f"{clock.name}@tensor")
+
+
+def freeze(cx: Context, env: Env, me: Instance, out: Value, weight_before: Expr | None) -> Value:
+    """Where a `skip` holds, the states are as before the step, w is not written, and out is 0."""
+    span = me.skips[0][1]
+    condition = me.skips[0][0]
+    for other, _ in me.skips[1:]:
+        condition = expressions.elementwise(cx, "or", [condition, other], span)
+    condition = cx.emit(env, "skipped", condition, span)
+    for name in dict.fromkeys(me.subtree):
+        now, state = cx.current.get(name), cx.states[name]
+        if now is None:
+            continue
+        if not condition.type.scope <= state.type.scope and not _is_clock(name):
+            cx.error("skip-scope", f"this condition is {condition.type.scope.one_for_each}, finer than the state `{name}`, {state.type.scope.one_for_each}", span,
+                     labels=(Label(state.span, "the state that it would freeze"),), help="reduce the condition: `any(…) per all`")
+            continue
+        if cx.facts.known.get(name) != state:
+            cx.facts.known[name] = state
+        old = Ref(name, "state", state.type)
+        t = joined(condition.type, state.type)
+        kept = Apply("select", (condition.expr, old, now), replace(t, boolean=state.type.boolean), span=span)
+        inner = name.removeprefix(me.path)
+        label = f"{inner}.kept" if not inner.endswith("@tensor") else f"{inner.removesuffix('@tensor')}.kept@tensor"
+        store(cx, replace(env, rounds=""), name, label, Value(kept), span)
+    if cx.weight is not None and cx.weight is not weight_before:
+        before = weight_before or Ref("w", "builtin", cx.weight.type)
+        kept = Apply("select", (condition.expr, before, cx.weight), cx.weight.type, span=span)
+        cx.weight = cx.emit(env, "w.kept", Value(Apply("store", (kept,), cx.weight.type, ("weight",), span=span)), span).expr
+    if out.poisoned:
+        return out
+    return expressions.elementwise(cx, "select", [condition, Value(Const(0.0), 0.0), replace(out, static=None)], span)
+
+
+def _is_clock(name: str) -> bool:
+    return name.removesuffix("@tensor").rsplit(".", 1)[-1] == "t"
