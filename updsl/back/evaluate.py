@@ -103,7 +103,7 @@ class Moment:
     def off_grid(self, x: Array, type_: Type, at: Place) -> Array:
         """A value as an array of its own, in the parameter's shape if its grid is the parameter's."""
         if type_.scope == ELEMENT and (type_.rows, type_.cols) == ("rows", "cols"):
-            x = x.reshape(*x.shape[:-2], *self.tensors[at.name].shape)
+            x = x.reshape(x.shape[:-2] + self.tensors[at.name].shape)
         return np.array(x)
 
     # --- expressions -------------------------------------------------------------------------------------------------
