@@ -152,7 +152,7 @@ class Context:
         self.hosts: dict[str, Expr] = {}
         self.guarded_watches: list[str] = []
         self.spent = 0
-        self._sites: dict[int, Sites] = {}
+        self.counted = False
 
     # --- mistakes ---
 
@@ -172,7 +172,7 @@ class Context:
     @contextmanager
     def discarded(self, env: Env):
         """Elaborate text that is not taken, for the mistakes in its names only: everything else is as before."""
-        kept = {k: copy(v) for k, v in vars(self).items() if k not in ("diagnostics", "facts", "module")}
+        kept = {k: copy(v) for k, v in vars(self).items() if k not in ("diagnostics", "facts", "module", "parameters")}
         facts = {k: copy(v) for k, v in vars(self.facts).items()}
         instance = env.instance and (env.instance.subtree.copy(), env.instance.begun)
         before = len(self.diagnostics)
@@ -188,9 +188,9 @@ class Context:
     # --- names ---
 
     def sites(self, declaration: syntax.Rule | syntax.Fn, unit: Unit) -> Sites:
-        found = self._sites.get(id(declaration))
+        found = unit.sites.get(id(declaration))
         if found is None:
-            found = self._sites[id(declaration)] = Sites(declaration, unit)
+            found = unit.sites[id(declaration)] = Sites(declaration, unit)
         return found
 
     def emit(self, env: Env, label: str, value: Value, span: Span) -> Value:

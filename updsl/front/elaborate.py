@@ -41,6 +41,7 @@ class _Walked:
     diagnostics: tuple[Diagnostic, ...]
     predicates: frozenset[tuple[str, str]]
     populations: frozenset[str]
+    counted: bool
     reductions: tuple[Reduction, ...]
 
 
@@ -60,7 +61,7 @@ def elaborate(module: Module, tensors: Sequence[Tensor], parameters: Mapping[str
             for t in tensors:
                 for p in walked[t.name].populations - {""}:
                     counts[p] = counts.get(p, 0) + 1
-            if counts == before and constants == known:
+            if constants == known and (counts == before or not any(w.counted for w in walked.values())):
                 return _classes(tensors, walked, frozenset(constants))
     raise InternalError(f"elaborating `{module.name}` does not settle")
 
@@ -98,7 +99,7 @@ def _settle(module: Module, tensor: Tensor, parameters: Mapping[str, Constant], 
             facts.known, facts.changed = dict(cx.states), True
         if not facts.changed:
             found = tuple(cx.diagnostics)
-            return _Walked(None if found else program, found, frozenset(cx.predicates), frozenset(cx.populations), tuple(cx.reductions))
+            return _Walked(None if found else program, found, frozenset(cx.predicates), frozenset(cx.populations), cx.counted, tuple(cx.reductions))
     raise InternalError(f"the scopes of `{module.name}` do not settle")
 
 

@@ -130,6 +130,7 @@ def builtin(cx: Context, env: Env, e: syntax.Name) -> Value:
         case "batch":
             return Value(Ref("batch", "builtin", Type(ALL), span=e.span))
         case "tensors":
+            cx.counted = True
             ones = Apply("spread", (Const(1.0),), Type(TENSOR))
             value = cx.emit(env, env.sites.label(e, "value"), Value(Reduce("sum", (ones,), ALL, Type(ALL), span=e.span)), e.span)
             return replace(value, static=float(cx.counts.get(env.population, 1)))

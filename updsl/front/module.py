@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from updsl.core.diagnostic import Diagnostic, Label, UpdslError, did_you_mean
 from updsl.core.ops import OPS
@@ -25,6 +25,8 @@ BUILTIN_NAMES = frozenset("g it w lr t rows cols numel ndim name tensors batch p
 FUNCTIONS = frozenset(op.name for op in OPS.values() if op.text == "call") | {"min", "max", "dim", "history"}
 BOTH = frozenset(("norm", "rms", "absmax"))
 """Names that are a function and a library rule."""
+HOMONYMS = frozenset((("sign", "sign"), ("add_noise", "std")))
+"""Rule and name: names of the library that are functions too. The rule `sign` is the function; `std` is the parameter."""
 FORBIDDEN = frozenset("params groups grads state backend nonfinite chain names seed".split())
 """Words that a parameter or input may not be, since the Python interface passes them by keyword."""
 
@@ -49,6 +51,8 @@ class Unit:
     stem: str
     library: Callable[[str], Unit | None]
     used: Mapping[str, Unit] = field(default_factory=dict)
+    sites: dict[int, Any] = field(default_factory=dict)
+    """Of each declaration, by id: kept here because its names depend on this file (sites.py)."""
 
     @cached_property
     def rules(self) -> dict[str, syntax.Rule]:
@@ -205,7 +209,7 @@ def declaration_mistakes(unit: Unit) -> Iterator[Diagnostic]:
                         help="rename one of the two",
                     )
                 seen[key] = d
-                is_library_rule = isinstance(d, syntax.Rule) and d.name in BOTH
+                is_library_rule = isinstance(d, syntax.Rule) and (d.name in BOTH or (d.name, d.name) in HOMONYMS)
                 if (d.name in BUILTIN_NAMES or d.name in FUNCTIONS) and not is_library_rule:
                     yield Diagnostic("shadowed-name", f"`{d.name}` is a built-in name", d.name_span, help=f"choose another, such as `my_{d.name}`")
                 yield from _parameter_mistakes(d, unit)
@@ -237,7 +241,8 @@ def _parameter_mistakes(d: syntax.Rule | syntax.Fn, unit: Unit) -> Iterator[Diag
                 "duplicate-name", f"`{p.name}` is a parameter twice", p.span, labels=(Label(seen[p.name].span, "first here"),), help="rename one of the two"
             )
         seen[p.name] = p
-        if p.name in BUILTIN_NAMES or p.name in FUNCTIONS or p.name in unit.fns or p.name.casefold() in unit.rules:
+        hides = p.name in BUILTIN_NAMES or p.name in FUNCTIONS or p.name in unit.fns or p.name.casefold() in unit.rules
+        if hides and (d.name, p.name) not in HOMONYMS:
             what = "a built-in name" if p.name in BUILTIN_NAMES or p.name in FUNCTIONS else "declared in this file"
             yield Diagnostic("shadowed-name", f"the parameter `{p.name}` hides a name that is {what}", p.span, help="rename the parameter")
         if isinstance(d, syntax.Rule) and (keyword.iskeyword(p.name) or p.name in FORBIDDEN):
