@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePath
-from unicodedata import normalize
+from typing import Any
+from unicodedata import category, normalize
 
+from updsl.core.diagnostic import Diagnostic, InternalError, did_you_mean
 from updsl.core.source import Source, Span
-from updsl.front.lex import Token
-from updsl.front.syntax import (
-    Argument, Arm, Array, Assign, Binary, Boolean, Call, Clip, Compare, Every, Example, ExampleSetting, Expr, File, Fn, If, Input, InputItem, Law, Let, Local, Match, Name,
-    Node, Number, Parameter, Per, Pipe, Quantifier, Repeat, RepeatBlock, Reset, Return, Rule, ScopeName, Skip, State, StateItem, Text, Transpose, Unary, Use, Watch,
-)  # fmt: skip
+from updsl.front import syntax
+from updsl.front.lex import MAX_NAME, RESERVED, Token, number_value
+
+MAX_DEPTH = 200
+"""Of a statement's tree: a sum of n terms is n deep."""
+MAX_STAGES = 256
+
+SCOPES = ("element", "row", "column", "block", "tensor", "group", "all")
+TYPES = ("float32", "bfloat16", "float16", "float64")
+INPUT_KINDS = ("matrix", "samples")
+QUANTIFIERS = ("orthogonal", "permutation")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A finished part of the tree: `node` is a Node, or a tuple or text for its owner; [start, end) its place, brackets included;
-    `form` is "pipe" or "per" for one without brackets."""
+    """A finished part of the tree: `node` is a syntax.Node, or what its owner takes apart; [start, end) is its place, brackets included.
 
-    node: object
+    form: "pipe" or "per" where one stands without brackets, "open" for an `if` whose `then` branch has one, so that another after it could belong to either.
+    """
+
+    node: Any
     start: int
     end: int
     form: str = ""
@@ -28,84 +38,140 @@ class Part:
 
 
 class Builder:
-    """Makes nodes bottom-up, so that no text is too deep for it."""
+    """Makes nodes from the leaves up, without recursion, so that no tree is too deep for it. `errors` is what the grammar cannot tell."""
 
     def __init__(self, source: Source):
         self.source = source
+        self.errors: list[Diagnostic] = []
+        self.streams: list[syntax.Call] = []
+        """Calls of `rule(…)` that no law has been found around."""
+
+    def build(self, tree: Any) -> Any:
+        """The node of a lark tree."""
+        done: dict[int, Part] = {}
+        for t in tree.iter_subtrees():
+            done[id(t)] = self.part(t.data, [c if isinstance(c, Token) else done[id(c)] for c in t.children])
+        for call in self.streams:
+            self.error("stream-outside-law", "`rule(…)`, the rule run on another stream, stands only in a law", call.callee_span)
+        return done[id(tree)].node
 
     def part(self, rule: str, children: list) -> Part:
         start, end = children[0].start, children[-1].end
-        node = self.node(rule, children, Span(self.source, start, end))
-        return Part(node, start, end, rule if rule in ("pipe", "per") else "")
+        span = Span(self.source, start, end)
+        parts = [c for c in children if isinstance(c, Part)]
+        depth = max((p.depth for p in parts), default=0) + (len(children) // 2 if rule == "infix" else rule != "brackets")
+        if depth > MAX_DEPTH:
+            self.error("too-deep", f"this is more than {MAX_DEPTH} operations inside one another", span, help="give parts of it names: `x = …`")
+            depth = 0
+        if rule in ("pipe", "per"):
+            self.check_open(rule, parts)
+        form = rule if rule in ("pipe", "per") else "open" if rule == "if" and any(p.form in ("pipe", "per", "open") for p in parts[1:]) else ""
+        return Part(self.node(rule, children, span), start, end, form, depth)
 
-    def node(self, rule: str, children: list, span: Span) -> object:
+    def check_open(self, rule: str, parts: list[Part]) -> None:
+        """After an `if` whose `then` branch has an `→` or a `per` without brackets there is no telling what another one belongs to."""
+        for p in parts[:-1]:
+            if p.form == "open":
+                sign = "→" if rule == "pipe" else "per"
+                message = f"this `if` has an `→` or a `per` in its `then` branch, and an `{sign}` after it"
+                self.error("brackets-needed", message, p.node.span, help="put brackets around the branch, `if c then (a → b) else d`, or around the whole `if`")
+
+    def error(self, code: str, message: str, span: Span, **more: Any) -> None:
+        self.errors.append(Diagnostic(code, message, span, **more))
+
+    def node(self, rule: str, children: list, span: Span) -> Any:
         values = [c if isinstance(c, Token) else c.node for c in children]
-        if rule == "state_item":
-            return self.state_item(children, span)
+        match rule:
+            case "infix":
+                return self.infix(children)
+            case "state_item":
+                return self.state_item(children, span)
         for build in (self.expression, self.statement, self.declaration):
             found = build(rule, values, span)
             if found is not None:
                 return found
-        raise AssertionError(rule)
+        raise InternalError(f"the grammar's rule {rule} makes no node")
 
     def place(self, token: Token) -> Span:
         return Span(self.source, token.start, token.end)
 
-    def name(self, token: Token) -> Name:
-        return Name(token.text, span=self.place(token))
+    def name(self, token: Token) -> syntax.Name:
+        return syntax.Name(token.text, span=self.place(token))
+
+    def word(self, token: Token, choices: tuple[str, ...], code: str, what: str) -> str:
+        """One of a few words that are reserved only here."""
+        if token.text not in choices:
+            shown = ", ".join(f"`{c}`" for c in choices[:-1]) + f" or `{choices[-1]}`"
+            self.error(code, f"unknown {what} `{token.text}`", self.place(token), notes=(f"here fits {shown}",), help=did_you_mean(token.text, choices))
+        return token.text
+
+    def scope(self, name: Token, size: syntax.Expr | None, span: Span) -> syntax.ScopeName:
+        word = self.word(name, SCOPES, "unknown-scope", "scope")
+        if word == "block" and size is None:
+            self.error("block-size", "a block has a length", span, help="write `block(64)`, for runs of 64 consecutive entries")
+        elif word in SCOPES and word != "block" and size is not None:
+            self.error("block-size", f"`{word}` has no size", span, help=f"write `{word}`; runs of k consecutive entries are `block(k)`")
+        return syntax.ScopeName(word, size, span=span)
 
     # --- expressions ---
 
-    def expression(self, rule: str, values: list, span: Span) -> object:
+    def expression(self, rule: str, values: list, span: Span) -> Any:
         match rule, values:
             case "pipe", _:
-                return Pipe(tuple(values[::2]), span=span)
+                if len(values) // 2 >= MAX_STAGES:
+                    self.error("too-many-stages", f"this pipeline has more than {MAX_STAGES} stages", span, help="name a part of it: `rule part = …`")
+                return syntax.Pipe(tuple(values[::2]), span=span)
             case "per", [body, _, scope]:
-                return Per(body, scope, span=span)
+                return syntax.Per(body, scope, span=span)
             case "scope", [name]:
-                return ScopeName(name.text, span=span)
+                return self.scope(name, None, span)
             case "scope", [name, _, size, _]:
-                return ScopeName(name.text, size, span=span)
+                return self.scope(name, size, span)
             case "if", [_, condition, _, then, _, otherwise]:
-                return If(condition, then, otherwise, span=span)
+                return syntax.If(condition, then, otherwise, span=span)
             case "clip", [_, measure, op, bound]:
-                return Clip(measure, op.text, bound, span=span)
-            case "infix", [first, *rest]:
-                return self.infix(first, rest, span)
+                return syntax.Clip(measure, op.text, bound, span=span)
             case "prefix", [op, operand]:
-                return Unary(op.text, operand, span=span)
+                return syntax.Unary(op.text, operand, span=span)
             case "compare", [first, *rest]:
-                return Compare(first, tuple((op.text, x) for op, x in zip(rest[::2], rest[1::2], strict=True)), span=span)
+                return syntax.Compare(first, tuple((op.text, x) for op, x in zip(rest[::2], rest[1::2], strict=True)), span=span)
             case "transpose", [operand, _]:
-                return Transpose(operand, span=span)
+                return syntax.Transpose(operand, span=span)
             case "name", [token]:
-                return Name(token.text, span=span)
+                return syntax.Name(token.text, span=span)
             case "number", [token]:
-                return number(token, span)
+                return syntax.Number(number_value(token.text), token.text.endswith("%"), span=span)
             case "boolean", [token]:
-                return Boolean(token.text == "true", span=span)
+                return syntax.Boolean(token.text == "true", span=span)
             case "text", [token]:
-                return Text(token.text, span=span)
+                return syntax.Text(token.text, span=span)
             case "call", [callee, _, *arguments, _]:
-                return Call(callee.text, arguments[0] if arguments else (), span=span, callee_span=self.place(callee))
+                return self.call(callee, arguments[0] if arguments else (), span)
             case "brackets", [_, inner, _]:
                 return inner
             case "repeat", [_, count, _, _, body, _]:
-                return Repeat(count, body, span=span)
+                return syntax.Repeat(count, body, span=span)
             case "arguments", _:
                 return self.list_of(values)
             case "argument", [value]:
-                return Argument(None, value, span=span)
+                return syntax.Argument(None, value, span=span)
             case "argument", [name, _, value]:
-                return Argument(name.text, value, span=span)
+                return syntax.Argument(name.text, value, span=span)
         return None
 
-    def infix(self, first: Expr, rest: list, span: Span) -> Expr:
+    def infix(self, children: list) -> syntax.Expr:
         """a op b op c, from the left; of `^` there is one."""
-        left = first
+        first, *rest = children
+        left = first.node
         for op, right in zip(rest[::2], rest[1::2], strict=True):
-            left = Binary(op.text, left, right, span=replace(span, end=right.span.end))
+            left = syntax.Binary(op.text, left, right.node, span=Span(self.source, first.start, right.end))
         return left
+
+    def call(self, callee: Token, arguments: tuple[syntax.Argument, ...], span: Span) -> syntax.Call:
+        found = syntax.Call(callee.text, arguments, span=span, callee_span=self.place(callee))
+        if callee.type == "RULE":
+            self.streams.append(found)
+        return found
 
     def list_of(self, values: list) -> tuple:
         """The items between commas or semicolons."""
@@ -113,86 +179,87 @@ class Builder:
 
     # --- statements ---
 
-    def statement(self, rule: str, values: list, span: Span) -> object:
+    def statement(self, rule: str, values: list, span: Span) -> Any:
         match rule, values:
             case "input", [_, *items, _]:
-                return Input(self.list_of(items), span=span)
+                return syntax.Input(self.list_of(items), span=span)
             case "input_item", [name]:
-                return InputItem(name.text, "samples" if name.text == "samples" else "stream", span=span)
+                return syntax.InputItem(name.text, "samples" if name.text == "samples" else "stream", span=span)
             case "input_item", [name, Token(type="PER"), scope]:
-                return InputItem(name.text, "per", scope, span=span)
+                return syntax.InputItem(name.text, "per", scope, span=span)
             case "input_item", [name, _, kind]:
-                return InputItem(name.text, kind.text, span=span)
+                return syntax.InputItem(name.text, self.word(kind, INPUT_KINDS, "unknown-input-kind", "kind of input"), span=span)
             case "local", [name, _, value, _]:
-                return Local(name.text, value, span=span, name_span=self.place(name))
+                return syntax.Local(name.text, value, span=span, name_span=self.place(name))
             case "let", [_, name, _, value, _]:
-                return Let(name.text, value, span=span, name_span=self.place(name))
+                return syntax.Let(name.text, value, span=span, name_span=self.place(name))
             case "assign", [name, _, value, _]:
-                return Assign(name.text, value, span=span, name_span=self.place(name))
+                return syntax.Assign(name.text, value, span=span, name_span=self.place(name))
             case "state", [_, *items, _]:
-                return State(self.list_of(items), span=span)
+                return syntax.State(self.list_of(items), span=span)
             case "repeat_block", [_, count, _, _, body]:
-                return RepeatBlock(count, body, span=span)
+                return syntax.RepeatBlock(count, body, span=span)
             case "every", [_, count, _, body]:
-                return Every(count, None, body, span=span)
+                return syntax.Every(count, None, body, span=span)
             case "every", [_, count, _, start, _, body]:
-                return Every(count, start, body, span=span)
+                return syntax.Every(count, start, body, span=span)
             case "restart", _:
-                return Reset((), span=span)
+                return syntax.Reset((), span=span)
             case "reset", [_, *names, Token(type="WHEN"), condition, _]:
-                return Reset(tuple(self.name(n) for n in names if n.type == "NAME"), condition, span=span)
+                return syntax.Reset(tuple(self.name(n) for n in names if n.type == "NAME"), condition, span=span)
             case "reset", [_, *names, _]:
-                return Reset(tuple(self.name(n) for n in names if n.type == "NAME"), span=span)
+                return syntax.Reset(tuple(self.name(n) for n in names if n.type == "NAME"), span=span)
             case "skip", [_, _, condition, _]:
-                return Skip(condition, span=span)
+                return syntax.Skip(condition, span=span)
             case "watch", [_, label, _, value, _]:
-                return Watch(label.text, value, span=span)
+                return syntax.Watch(label.text, value, span=span)
             case "return", [_, value, _]:
-                return Return(value, span=span)
+                return syntax.Return(value, span=span)
             case "match", _:
-                return Match(self.list_of(values), span=span)
+                return syntax.Match(self.list_of(values), span=span)
             case "arm", [condition, _, body, *_]:
-                return Arm(condition, body, span=span)
+                return syntax.Arm(condition, body, span=span)
             case "else_arm", [_, _, body, *_]:
-                return Arm(None, body, span=span)
+                return syntax.Arm(None, body, span=span)
             case "block", _:
                 return self.list_of(values)
         return None
 
-    def state_item(self, children: list, span: Span) -> StateItem:
+    def state_item(self, children: list, span: Span) -> syntax.StateItem:
         name, _, init, *dtype = children
         scope = None
         value = init.node
         if init.form == "per":
             value, scope = value.body, value.scope
-        return StateItem(name.text, value, scope, dtype[1].text if dtype else None, span=span, name_span=self.place(name))
+        type_ = self.word(dtype[1], TYPES, "unknown-type", "type") if dtype else None
+        return syntax.StateItem(name.text, value, scope, type_, span=span, name_span=self.place(name))
 
     # --- declarations ---
 
-    def declaration(self, rule: str, values: list, span: Span) -> object:
+    def declaration(self, rule: str, values: list, span: Span) -> Any:
         match rule, values:
             case "file", _:
-                return File(tuple(values), span=span)
+                return syntax.File(tuple(values), span=span)
             case "pipeline", [body, _]:
-                return File((Rule(file_rule_name(self.source), (), body, span=body.span),), span=span)
+                return syntax.File((syntax.Rule(file_rule_name(self.source), (), body, span=body.span),), span=span)
             case "use", [_, *names]:
-                return Use(tuple(self.name(n) for n in names if n.type == "NAME"), span=span)
+                return syntax.Use(tuple(self.name(n) for n in names if n.type == "NAME"), span=span)
             case "rule", [_, name, *parameters, Token(type="EQUAL"), value, _]:
-                return Rule(name.text, parameters[0] if parameters else (), value, span=span, name_span=self.place(name))
+                return syntax.Rule(name.text, parameters[0] if parameters else (), value, span=span, name_span=self.place(name))
             case "rule", [_, name, *parameters, _, (doc, body)]:
-                return Rule(name.text, parameters[0] if parameters else (), body, doc, span=span, name_span=self.place(name))
+                return syntax.Rule(name.text, parameters[0] if parameters else (), body, doc, span=span, name_span=self.place(name))
             case "body", [_, _, Token(type="DOC") as doc, _, *statements]:
                 return inspect.cleandoc(doc.text).strip(), self.list_of(statements)
             case "body", _:
                 return None, self.list_of(values)
             case "fn", [_, name, parameters, *about, _, body, _]:
-                return Fn(name.text, parameters, body, about[0] if about else None, span=span, name_span=self.place(name))
+                return syntax.Fn(name.text, parameters, body, about[0] if about else None, span=span, name_span=self.place(name))
             case "about", [_, about]:
                 return about
             case "parameters", _:
                 return self.list_of(values)
             case "parameter", [name, *rest]:
-                return Parameter(name.text, *(r for r in rest if not isinstance(r, Token)), span=span)
+                return syntax.Parameter(name.text, *(r for r in rest if not isinstance(r, Token)), span=span)
             case "law", [_, name, *rest, _]:
                 return self.law(name, rest, span)
             case "settings", [_, arguments, _]:
@@ -200,36 +267,35 @@ class Builder:
             case "quantifiers", _:
                 return self.list_of(values)
             case "quantifier", [name, kind]:
-                return Quantifier(name.text, kind.text, span=span)
+                choices = ("any",) if name.text == "g" else QUANTIFIERS
+                return syntax.Quantifier(name.text, self.word(kind, choices, "unknown-quantifier", "kind of values"), span=span)
             case "quantifier", [name, _, _, low, _, high, _]:
-                return Quantifier(name.text, "in", low, high, span=span)
+                return syntax.Quantifier(name.text, "in", low, high, span=span)
             case "example", [_, *settings, Token(type="COLON"), given, _, expected, _]:
-                return Example(settings[0] if settings else (), given, expected, span=span)
+                return syntax.Example(settings[0] if settings else (), given, expected, span=span)
             case "example_settings" | "stream", _:
                 return self.list_of(values)
             case "example_setting", [name, _, steps]:
-                return ExampleSetting(name.text, steps, span=span)
+                return syntax.ExampleSetting(name.text, steps, span=span)
             case "array", _:
-                return Array(self.list_of(values), span=span)
+                return syntax.Array(self.list_of(values), span=span)
         return None
 
-    def law(self, name: Token, rest: list, span: Span) -> Law:
+    def law(self, name: Token, rest: list, span: Span) -> syntax.Law:
         colon = next(i for i, v in enumerate(rest) if isinstance(v, Token))
         settings = rest[0] if colon else ()
-        premise, claim = (rest[colon + 1], rest[colon + 3]) if len(rest) > colon + 2 and isinstance(rest[colon + 2], Token) else (None, rest[colon + 1])
-        quantifiers = tuple(q for group in rest if isinstance(group, tuple) and group is not settings for q in group)
-        return Law(name.text, settings, premise, claim, quantifiers, span=span)
-
-
-def number(token: Token, span: Span) -> Number:
-    if not token.text.endswith("%"):
-        return Number(float(token.text), span=span)
-    mantissa, _, exponent = token.text[:-1].lower().partition("e")
-    return Number(float(f"{mantissa}e{int(exponent or 0) - 2}"), True, span=span)
+        for a in settings:
+            if a.name is None:
+                self.error("setting-without-name", "a setting of a law names the parameter that it sets", a.span, help="write `law late(warmup = 2): …`")
+        premise, claim, quantifiers = None, *rest[colon + 1 : colon + 2], rest[colon + 2 :]
+        if quantifiers and isinstance(quantifiers[0], Token):
+            premise, claim, quantifiers = claim, quantifiers[1], quantifiers[2:]
+        self.streams = [c for c in self.streams if not span.start <= c.span.start < span.end]
+        return syntax.Law(name.text, settings, premise, claim, tuple(q for group in quantifiers for q in group), span=span)
 
 
 def file_rule_name(source: Source) -> str:
     """The name of a bare pipeline's rule: the file's, as a name."""
     stem = normalize("NFKC", PurePath(source.name).stem)
-    name = "".join(c if c == "_" or c.isalnum() else "_" for c in stem).strip("_")
-    return name if name and not name[0].isdigit() else f"_{name}" if name else "rule_"
+    name = "".join(c if c == "_" or c.isalpha() or category(c) == "Nd" else "_" for c in stem)[:MAX_NAME].strip("_")
+    return f"rule_{name}" if not name or name[0].isdigit() or name in RESERVED else name
