@@ -41,7 +41,7 @@ def format_source(source: Source) -> str:
 
 @dataclass
 class Line:
-    """One line of the source: its margin in columns, its tokens (blanks left out), for each the blanks before it, and how many brackets are open at its start."""
+    """One line of the source: its margin in columns, its tokens (blanks left out), for each the blanks before it, and how many brackets its start is in."""
 
     margin: int
     tokens: list[Token]
