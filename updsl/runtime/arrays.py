@@ -1,0 +1,74 @@
+"""Arrays from outside as a backend takes them: torch tensors, or NumPy float64 for the interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from updsl.core.diagnostic import Diagnostic, UpdslError
+from updsl.core.frame import Array
+from updsl.runtime.bind import Layout, known
+
+TORCH_TYPES = ("torch.float64", "torch.float32", "torch.bfloat16", "torch.float16")
+
+
+def is_tensor(x: Any) -> bool:
+    """Of torch, without importing it."""
+    return hasattr(x, "layout") and hasattr(x, "detach")
+
+
+def supported(x: Any, what: str) -> None:
+    """Raises UpdslError for an array that rules do not run on: integer, boolean, complex, sparse, quantized, or of 8 bits."""
+    if is_tensor(x):
+        kind = "sparse" if str(x.layout) != "torch.strided" else None if str(x.dtype) in TORCH_TYPES else str(x.dtype).removeprefix("torch.")
+    elif isinstance(x, (np.ndarray, np.generic)):
+        kind = None if x.dtype.kind == "f" else str(x.dtype)
+    else:
+        kind = None
+    if kind is not None:
+        raise UpdslError(Diagnostic("tensor-type", f"{what} is {kind}; rules run on float64, float32, bfloat16 and float16, dense", help="convert it first, or leave it out"))
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """As float64, on the host."""
+    return x.detach().double().cpu().numpy() if is_tensor(x) else np.array(x, np.float64)
+
+
+def to_torch(x: Any) -> Any:
+    """A tensor as it is; NumPy arrays and sequences by their type; numbers and integers as float64."""
+    import torch
+
+    x = x if is_tensor(x) else torch.as_tensor(x, dtype=torch.float64 if isinstance(x, (int, float)) else None)
+    return x if x.is_floating_point() else x.double()
+
+
+def gradients(grads: Mapping[str, Any] | None, here: Layout) -> dict[str, Any]:
+    """The gradients of tensors with entries, checked: those of None are left out. Raises UpdslError on an unknown name, type or shape."""
+    names = [*here.shapes, *here.empty]
+    for name in grads or ():
+        if name not in here.shapes and name not in here.empty:
+            known(name, names, "a gradient is given for")
+    found = {name: grads[name] for name in here.shapes if grads and grads.get(name) is not None}
+    for name, g in found.items():
+        supported(g, f"the gradient of `{name}`")
+        if tuple(np.shape(g)) != here.shapes[name]:
+            raise UpdslError(Diagnostic("tensor-shape", f"the gradient of `{name}` has shape {tuple(np.shape(g))}, and the tensor {here.shapes[name]}"))
+    return found
+
+
+def sample_mean(samples: Any) -> Any:
+    """The mean over the leading dimension, 0 over no samples, in float32 for 16-bit samples and rounded once."""
+    n = max(len(samples), 1)
+    if not is_tensor(samples):
+        return samples.sum(axis=0) / n
+    return (samples.float().sum(0) / n).to(samples.dtype) if samples.element_size() < 4 else samples.sum(0) / n
+
+
+def weights(params: Mapping[str, Any], present: Mapping[str, Any], here: Layout) -> dict[str, Any]:
+    """The weights of the tensors that take part, checked like gradients."""
+    for name, w in params.items():
+        if name in here.shapes and tuple(np.shape(w)) != here.shapes[name]:
+            raise UpdslError(Diagnostic("tensor-shape", f"`{name}` has shape {tuple(np.shape(w))}, and had {here.shapes[name]} when the state was made", help="make a new state with `init`"))
+    return {name: params[name] for name in present if name in params}

@@ -1,0 +1,100 @@
+"""A rule compiled for one set of tensors, which it updates in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from updsl.core.frame import Result
+from updsl.pipeline import Engine
+from updsl.runtime import arrays
+from updsl.runtime.bind import frame, named
+from updsl.runtime.commit import uninterrupted, writable, write
+from updsl.runtime.inputs import inputs_of
+from updsl.runtime.parameters import set_later
+from updsl.runtime.reference import over_tensors
+from updsl.runtime.rule import Rule, from_samples, run, start, to_rule
+from updsl.runtime.state import State
+
+
+def compile(
+    rule: Rule | str, params: Any, backend: str = "auto", lr: Any = None, groups: Sequence[Mapping[str, Any]] | None = None, seed: int = 0, watches: bool = True
+) -> Compiled:
+    """A rule made ready for these tensors.
+
+    rule: a rule, a library name or a path. params: the tensors, as a dict, pairs of (name, tensor) or a module; a rule that writes w writes them. backend:
+    "auto" (which is "torch"), "torch" (generated torch source, eager), "inductor" (the same through torch.compile), "interpret" (the float64 interpreter).
+    lr, groups, seed: as of `Rule.init` and `Rule.update`; a step may have an lr of its own. watches: whether steps give the rule's watches.
+    Raises UpdslError, before any step, for a text, parameter, group or backend that will not do.
+    """
+    return Compiled(to_rule(rule, {}), named(params), backend, lr, groups, seed, watches)
+
+
+class Compiled:
+    """A rule for one set of tensors, with its state; made by `updsl.compile`. state: what it keeps. backend: the one that runs it."""
+
+    def __init__(
+        self, rule: Rule, params: Mapping[str, torch.Tensor], backend: str, lr: Any, groups: Sequence[Mapping[str, Any]] | None, seed: int, watches: bool
+    ):
+        for name, p in params.items():
+            arrays.supported(p, f"`{name}`")
+        self.rule, self.params, self.lr = rule, dict(params), lr
+        self.values = dict(rule.params)
+        self.state: State = start(rule, self.params, groups, seed)
+        self._backend, self._watches = backend, watches
+        self._engines: dict[bool, Engine] = {}
+        self._engine = self._engine_for(True)
+
+    def _engine_for(self, has_lr: bool) -> Engine:
+        if has_lr not in self._engines:
+            self._engines[has_lr] = over_tensors(self.rule.engine(self.state.layout, has_lr, self._backend, self._watches))
+        return self._engines[has_lr]
+
+    @property
+    def backend(self) -> str:
+        """The backend's name, never "auto"."""
+        return self._engine.name
+
+    @property
+    def source(self) -> dict[str, str]:
+        """{file name: text} of the generated code."""
+        return self._engine.source
+
+    def set(self, **params: Any) -> None:
+        """Values of parameters from the next step on. Raises UpdslError, and sets none, if one is unknown, constant, of the wrong type or out of bounds."""
+        self.values |= set_later(self.rule.module, self.rule.constants, params)
+
+    @torch.no_grad()
+    def step(self, grads: Mapping[str, torch.Tensor] | None, lr: Any = None, **inputs: Any) -> dict[str, Any]:
+        """One step, in place: `out` into the gradients (not if the rule writes w and returns nothing), new weights into the parameters; gives the watches.
+
+        grads: name → tensor of the parameter's shape; one that is missing or None takes no part. lr: a number or 0-d tensor. inputs: by name, as of
+        `Rule.update`. All or nothing: on an UpdslError, or any other exception, gradients, parameters and state are as before.
+        """
+        module, here, given = self.rule.module, self.state.layout, dict(grads or {})
+        lr = self.lr if lr is None else lr
+        engine = self._engine_for(here.has_lr(lr))
+        g = arrays.gradients(from_samples(self.rule, here, given, inputs), here)
+        found, batch = inputs_of(module, engine, here, g, inputs, arrays.to_torch)
+        now = frame(module, engine, here, self.values, lr, g, arrays.weights(self.params, g, here), found, batch, self.state.seed)
+        written = {name: x for name, x in given.items() if name in g and self._returns(engine, name)}
+        writable(written, "the gradient")
+        if module.writes_weights:
+            writable({name: self.params[name] for name in g}, "the memory")
+        result = run(engine, self.state.kept, now)
+        self._commit(result, written)
+        return result.watches
+
+    @staticmethod
+    def _returns(engine: Engine, name: str) -> bool:
+        program = engine.elaborated.programs[engine.elaborated.class_of[name]]
+        return program.weight is None or program.returns
+
+    def _commit(self, result: Result, grads: Mapping[str, torch.Tensor]) -> None:
+        weights = result.weights or {}
+        targets = [*grads.values(), *(self.params[name] for name in weights)]
+        with uninterrupted():
+            write(targets, [*(result.out[name] for name in grads), *weights.values()])
+            self.state = self.state.after(result.state)

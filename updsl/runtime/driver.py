@@ -1,0 +1,232 @@
+"""A rule run over the parameter groups of torch optimizers: what `attach` and `updsl.Optimizer` have in common."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from updsl.core.diagnostic import Diagnostic, UpdslError
+from updsl.core.frame import Frame, Result, RuleState, Tensor
+from updsl.core.scope import Scope
+from updsl.pipeline import Engine, to_backend
+from updsl.runtime import arrays
+from updsl.runtime.bind import Group, Layout, frame, group_entries, layout, named, reads_names
+from updsl.runtime.commit import apart, uninterrupted, writable
+from updsl.runtime.inputs import inputs_of, known_input
+from updsl.runtime.mirror import Mirror
+from updsl.runtime.nonfinite import Guard
+from updsl.runtime.parameters import set_later
+from updsl.runtime.reference import over_tensors
+from updsl.runtime.rule import Rule, from_samples, run
+
+FLOATS = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A parameter of one of the optimizers, and its group's index among all groups."""
+
+    name: str
+    parameter: torch.Tensor
+    optimizer: torch.optim.Optimizer
+    group: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A step that is computed and not yet written."""
+
+    frame: Frame
+    result: Result
+
+
+class Driver:
+    """A rule with its state over the parameter groups of some optimizers, found anew at each step.
+
+    entries: a parameter group → the values of the rule's parameters that it sets, unchecked.
+    """
+
+    def __init__(
+        self, rule: Rule, optimizers: list[torch.optim.Optimizer], names: Any, nonfinite: str, backend: str, seed: int, prefix: str,
+        entries: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    ):
+        self.rule, self.optimizers, self.seed, self.entries = rule, optimizers, int(seed), entries
+        self.names = names if names is None or hasattr(names, "named_parameters") else list(names.items() if isinstance(names, Mapping) else names)
+        self.backend = to_backend(backend)
+        self.guard = Guard(nonfinite, rule.name)
+        self.mirror = Mirror(prefix)
+        self.values = dict(rule.params)
+        self.state = RuleState()
+        self.watches: dict[str, Any] = {}
+        self.inputs: dict[str, Any] = {}
+        self._structure: Any = None
+        self._members: dict[str, Member] = {}
+        self._engine: tuple[tuple[Tensor, ...], Any, Engine] | None = None
+        self._shapes = layout({}, {}, ())
+        self._loading: dict[int, list[Mapping[str, Any]]] = {}
+        self.engine(self.layout())
+
+    # --- parameters and groups ---------------------------------------------------------------------------------------
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def members(self) -> dict[str, Member]:
+        """name → parameter, in order; read anew when the parameters of the groups have changed."""
+        structure = [[id(p) for p in group["params"]] for group in self.groups()]
+        if structure != self._structure:
+            self._members = {m.name: m for m in self._named()}
+            self._structure = structure
+            self._shapes = layout({n: m.parameter.shape for n, m in self._members.items()}, {n: m.group for n, m in self._members.items()}, ())
+        return self._members
+
+    def _named(self) -> Iterable[Member]:
+        by_id = None if self.names is None else {id(p): name for name, p in named(self.names).items()}
+        seen: dict[str, int] = {}
+        at = 0
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                given = group.get("param_names")
+                if by_id is None and given is None and reads_names(self.rule.module):
+                    raise UpdslError(Diagnostic("no-names", f"`{self.rule.name}` reads the names of tensors, and they have none", help="pass `names=model`, or pairs of (name, tensor)"))
+                for i, p in enumerate(group["params"]):
+                    name = given[i] if by_id is None and given is not None else f"{at}.{i}" if by_id is None else by_id.get(id(p))
+                    if name is None:
+                        raise UpdslError(Diagnostic("unnamed-tensor", f"parameter {i} of group {at} is not among the names given", help="pass the module that holds all parameters"))
+                    if seen.setdefault(name, id(p)) != id(p):
+                        raise UpdslError(Diagnostic("duplicate-tensor", f"two tensors are called `{name}`", help="give each tensor a name of its own"))
+                    if p.dtype not in FLOATS:
+                        arrays.supported(p, f"`{name}`")
+                    yield Member(name, p, optimizer, at)
+                at += 1
+
+    def layout(self) -> Layout:
+        """The tensors, their groups, and what the groups set, as of now."""
+        self.members()
+        groups = tuple(Group(group.get("lr"), group_entries(self.rule.module, self.entries(group))) for group in self.groups())
+        return Layout(self._shapes.tensors, self._shapes.empty, self._shapes.group_of, groups)
+
+    def engine(self, here: Layout) -> Engine:
+        """What runs the rule for these tensors and overridden parameters."""
+        key = (here.overridden, here.has_lr(None))
+        if self._engine is None or self._engine[0] is not here.tensors or self._engine[1] != key:
+            self._engine = here.tensors, key, over_tensors(self.rule.engine(here, here.has_lr(None), self.backend))
+        return self._engine[2]
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def set(self, params: Mapping[str, Any]) -> None:
+        """Values of parameters from the next step on; none is set if one will not do."""
+        self.values |= set_later(self.rule.module, self.rule.constants, params)
+
+    def hand_over(self, inputs: Mapping[str, Any]) -> None:
+        """Inputs of the next step."""
+        for name in inputs:
+            known_input(self.rule.module, name)
+        self.inputs |= {name: detached(x) for name, x in inputs.items()}
+
+    def compute(self, in_place: bool) -> Stepped | None:
+        """The step of the current gradients; None if the policy skips it. in_place: `out` will be written into them. Changes nothing but the counts of
+        bad steps."""
+        here = self.layout()
+        engine = self.engine(here)
+        grads = self.gradients(here)
+        if in_place:
+            writable(grads, "the gradient")
+        now = self._frame(here, engine, grads, not in_place)
+        admitted, finite = self.guard.admit(now) if now.g else (now, None)
+        result = None
+        if admitted is not None:
+            result = self.guard.review(self.state, admitted, run(engine, self.state, admitted), finite)
+        if admitted is None or result is None:
+            self.inputs = {}
+            return None
+        return Stepped(now, replace(result, state=apart(result.state, now)))
+
+    def gradients(self, here: Layout) -> dict[str, torch.Tensor]:
+        """The gradients of the tensors that take part."""
+        found = {}
+        for name in here.shapes:
+            g = self._members[name].parameter.grad
+            if g is not None:
+                if g.layout is not torch.strided or g.dtype not in FLOATS:
+                    arrays.supported(g, f"the gradient of `{name}`")
+                found[name] = g.detach() if g.requires_grad else g
+        return found
+
+    def _frame(self, here: Layout, engine: Engine, g: Mapping[str, torch.Tensor], from_mean: bool) -> Frame:
+        """from_mean: where there are per-sample gradients, their mean stands in for a gradient that is None."""
+        if from_mean and "samples" in self.inputs:
+            g = arrays.gradients(from_samples(self.rule, here, g, self.inputs), here)
+        found, batch = inputs_of(self.rule.module, engine, here, g, self.inputs, arrays.to_torch)
+        w = {name: self._members[name].parameter.detach() for name in g}
+        return frame(self.rule.module, engine, here, self.values, None, g, w, found, batch, self.seed)
+
+    def commit(self, stepped: Stepped, write: Callable[[], None]) -> None:
+        """Write the step, by `write` and here: all of it, or on an exception none."""
+        with uninterrupted():
+            write()
+            self.state, self.watches, self.inputs = stepped.result.state, stepped.result.watches, {}
+
+    # --- the state's place in the optimizers' ------------------------------------------------------------------------
+
+    def show(self, optimizer: torch.optim.Optimizer, present: Iterable[str]) -> None:
+        """Put references to the state into the optimizer's, for the tensors that took part in a step of it."""
+        mine = {name: self._members[name] for name in present if name in self._members and self._members[name].optimizer is optimizer}
+        group_of = {name: m.group for name, m in mine.items()}
+        for name, entries in self.mirror.entries(self.state, mine, group_of).items():
+            optimizer.state[mine[name].parameter].update(entries)
+
+    def hide(self) -> None:
+        """Take the references out of the optimizers' states."""
+        for optimizer in self.optimizers:
+            for own in optimizer.state.values():
+                for key in [key for key in own if self.mirror.is_own(key)]:
+                    del own[key]
+
+    def adopt(self) -> bool:
+        """Take over the state that lies in the optimizers'; whether there was any."""
+        here = self.layout()
+        entries = {name: m.optimizer.state.get(m.parameter, {}) for name, m in self._members.items()}
+        found = self.mirror.state(entries, self.scopes(self.engine(here)), here.group_of)
+        self.state = found or RuleState()
+        return found is not None
+
+    @staticmethod
+    def scopes(engine: Engine) -> dict[str, Scope]:
+        """The scope of every state."""
+        return {s.name: s.type.scope for program in engine.elaborated.programs for s in program.states}
+
+    def before_load(self, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+        """Keep what a checkpoint holds: torch casts it to the parameters' types."""
+        order = [i for group in saved["param_groups"] for i in group["params"]]
+        self._loading[id(optimizer)] = [saved["state"].get(i, {}) for i in order]
+
+    def after_load(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put back what was cast, and go on from it. Warns if the checkpoint holds a state, but none of the rule's."""
+        originals = self._loading.pop(id(optimizer), [])
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for p, entries in zip(parameters, originals, strict=False):
+            for key, x in entries.items():
+                if self.mirror.is_own(key):
+                    optimizer.state[p][key] = x.to(p.device) if isinstance(x, torch.Tensor) else x
+        if not self.adopt() and any(originals):
+            warnings.warn(f"the checkpoint holds no state of the rule `{self.rule.name}`: it starts afresh", stacklevel=3)
+
+
+def detached(x: Any) -> Any:
+    """An input without its graph."""
+    match x:
+        case torch.Tensor():
+            return x.detach()
+        case Mapping():
+            return {key: detached(value) for key, value in x.items()}
+        case list() | tuple():
+            return [detached(value) for value in x]
+        case _:
+            return x

@@ -1,0 +1,78 @@
+"""How a rule's state lies in an optimizer's: torch.optim casts, drops or loses what lies elsewhere.
+
+The state of a tensor, row or entry lies with its parameter, under `updsl.<name>`; that of a group, or of the whole model, with the first parameter of it that
+had a gradient. A window's count is `updsl.<name>:count`; `updsl.(t)` counts the tensor's steps and `updsl.(run)` those of the run. Tensors and integers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from updsl.core.frame import Key, RuleState
+from updsl.core.scope import Scope
+
+COUNT, STEPS, RUN = ":count", "(t)", "(run)"
+
+
+class Mirror:
+    """Names of entries, and which parameter holds what belongs to a group or to the model. prefix: "updsl.", for a second rule "updsl2." …"""
+
+    def __init__(self, prefix: str):
+        self.prefix = prefix
+        self._holder: dict[tuple[str, Key], str] = {}
+
+    def entries(self, state: RuleState, present: Iterable[str], group_of: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        """tensor name → entries, of the tensors that are present."""
+        present = list(present)
+        found: dict[str, dict[str, Any]] = {name: {self.prefix + STEPS: state.t.get(name, 0)} for name in present}
+        for name, cells in state.values.items():
+            for key, x in cells.items():
+                holder = self._held_by(name, key, present, group_of)
+                if holder not in found:
+                    continue
+                if isinstance(x, tuple):
+                    found[holder][self.prefix + name], found[holder][self.prefix + name + COUNT] = x
+                else:
+                    found[holder][self.prefix + name] = x
+        holder = self._held_by(RUN, "", present, group_of)
+        if holder in found:
+            found[holder][self.prefix + RUN] = state.run
+        return found
+
+    def _held_by(self, name: str, key: Key, present: list[str], group_of: Mapping[str, int]) -> str | None:
+        if isinstance(key, str) and key:
+            return key
+        held = self._holder.get((name, key))
+        if held is None:
+            held = next((n for n in present if key == "" or group_of[n] == key), None)
+            if held is not None:
+                self._holder[name, key] = held
+        return held
+
+    def state(self, entries: Mapping[str, Mapping[str, Any]], scopes: Mapping[str, Scope], group_of: Mapping[str, int]) -> RuleState | None:
+        """The state that entries hold, None if they hold none. scopes: of the rule's states; entries of others are left alone."""
+        found, anything = RuleState(), False
+        for tensor, own in entries.items():
+            mine = {key.removeprefix(self.prefix): x for key, x in own.items() if isinstance(key, str) and key.startswith(self.prefix)}
+            for name, x in mine.items():
+                anything = True
+                if name == STEPS:
+                    found.t[tensor] = int(x)
+                elif name == RUN:
+                    found.run = int(x)
+                elif name in scopes:
+                    key = self._key(name, tensor, scopes[name], group_of)
+                    found.values.setdefault(name, {})[key] = (x, mine[name + COUNT]) if name + COUNT in mine else x
+        return found if anything else None
+
+    def _key(self, name: str, tensor: str, scope: Scope, group_of: Mapping[str, int]) -> Key:
+        if "T" in scope.indices:
+            return tensor
+        key: Key = group_of[tensor] if "G" in scope.indices else ""
+        self._holder[name, key] = tensor
+        return key
+
+    def is_own(self, key: Any) -> bool:
+        """Whether an optimizer's state entry is this rule's."""
+        return isinstance(key, str) and key.startswith(self.prefix)

@@ -1,0 +1,138 @@
+"""What becomes of a step whose gradients or inputs are not all finite.
+
+skip       states and the run's step stay, and the caller does not move; the host reads one flag
+mask       decided on the device: states and weights stay, and `out` is 0
+zero       non-finite entries become 0, then the step is as usual
+raise      as skip, then an error
+propagate  nothing is looked at
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
+from updsl.core.frame import Frame, Result, RuleState
+
+POLICIES = ("skip", "mask", "zero", "raise", "propagate")
+LIMIT = 100
+"""Bad steps in a row after which training is taken to be lost."""
+
+
+class Guard:
+    """A policy, and what it has counted: steps with non-finite gradients or inputs (`bad`, `in_a_row`), and steps in which the rule made non-finite values
+    of finite ones (`overflowed`). Counts are numbers or 0-d tensors of the device."""
+
+    def __init__(self, policy: str, who: str):
+        if policy not in POLICIES:
+            help_ = did_you_mean(policy, POLICIES) or f"choose one of {', '.join(POLICIES)}"
+            raise UpdslError(Diagnostic("unknown-policy", f"unknown policy for non-finite gradients `{policy}`", help=help_))
+        self.policy, self.who = policy, who
+        self.bad: Any = 0
+        self.in_a_row: Any = 0
+        self.overflowed: Any = 0
+        self._steps = 0
+
+    def admit(self, frame: Frame) -> tuple[Frame | None, Any]:
+        """The frame to step with, None to skip the step; and whether it was finite (None: not looked at).
+
+        Raises UpdslError under "raise", and after 100 bad steps in a row."""
+        if self.policy == "propagate":
+            return frame, None
+        finite = all_finite(looked_at(frame))
+        if self.policy in ("skip", "raise"):
+            return (frame if self._count(bool(finite)) else None), True
+        self._count(finite)
+        return (zeroed(frame) if self.policy == "zero" else frame), finite
+
+    def _count(self, finite: Any) -> Any:
+        self._steps += 1
+        if isinstance(finite, bool):
+            self.bad, self.in_a_row = self.bad + (not finite), 0 if finite else self.in_a_row + 1
+            if not finite and self.policy == "raise":
+                raise UpdslError(Diagnostic("nonfinite-gradients", f"a gradient or an input of `{self.who}` is not finite; nothing was changed"))
+        else:
+            self.bad = self.bad + ~finite
+            self.in_a_row = torch.where(finite, 0, self.in_a_row + 1)
+        on_host = isinstance(finite, bool) or finite.device.type == "cpu"
+        if (on_host or self._steps % LIMIT == 0) and int(self.in_a_row) >= LIMIT:
+            raise UpdslError(
+                Diagnostic("nonfinite-gradients", f"the gradients or inputs of `{self.who}` were not finite on {int(self.in_a_row)} steps in a row", help="lower the learning rate, or resume from a checkpoint")
+            )
+        return finite
+
+    def review(self, state: RuleState, frame: Frame, result: Result, finite: Any) -> Result | None:
+        """The result, under "mask" with all as it was where the step was bad; None if that takes a skip: a state's first value has none before it."""
+        if finite is None:
+            return result
+        made = result.weights if result.weights is not None else result.out
+        overflowed = ~all_finite(made.values())
+        self.overflowed = self.overflowed + (overflowed if self.policy != "mask" else overflowed & finite)
+        if self.policy != "mask":
+            return result
+        if not has_all(state, result.state):
+            return result if bool(finite) else None
+        return masked(state, frame, result, finite)
+
+
+def looked_at(frame: Frame) -> list[torch.Tensor]:
+    """The gradients and inputs of a step."""
+    return [*frame.g.values(), *(x for cells in frame.inputs.values() for x in cells.values())]
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Whether every entry is, as a 0-d tensor on the first device; nothing waits for a device."""
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for x in tensors:
+        if x.numel():
+            by_device.setdefault(x.device, []).append(x.detach())
+    flags = []
+    for device, xs in by_device.items():
+        extremes = [e for x in xs for e in torch.aminmax(x)] if device.type == "cpu" else torch._foreach_norm(xs, float("inf"))
+        flags.append(torch.isfinite(torch.stack([e.double() if e.dtype == torch.float64 else e.float() for e in extremes])).all())
+    return torch.stack([f.to(flags[0].device) for f in flags]).all() if flags else torch.tensor(True)
+
+
+def zeroed(frame: Frame) -> Frame:
+    """Non-finite entries as 0."""
+
+    def zero(x: torch.Tensor) -> torch.Tensor:
+        return torch.nan_to_num(x, 0.0, 0.0, 0.0)
+
+    inputs = {name: {key: zero(x) for key, x in cells.items()} for name, cells in frame.inputs.items()}
+    return replace(frame, g={name: zero(x) for name, x in frame.g.items()}, inputs=inputs)
+
+
+def has_all(state: RuleState, after: RuleState) -> bool:
+    """Whether every value of the state after was there before, of the same size."""
+    return all(
+        key in state.values.get(name, {}) and all(a.shape == b.shape for a, b in zip(_parts(x), _parts(state.values[name][key]), strict=True))
+        for name, cells in after.values.items()
+        for key, x in cells.items()
+    )
+
+
+def masked(state: RuleState, frame: Frame, result: Result, finite: torch.Tensor) -> Result:
+    """States and weights as they were and `out` 0 where the step was not finite."""
+
+    def choose(new: torch.Tensor, old: Any) -> torch.Tensor:
+        return torch.where(finite.to(new.device), new, old)
+
+    values = {
+        name: {
+            key: tuple(choose(a, b) for a, b in zip(x, state.values[name][key], strict=True)) if isinstance(x, tuple) else choose(x, state.values[name][key])
+            for key, x in cells.items()
+        }
+        for name, cells in result.state.values.items()
+    }
+    out = {name: choose(x, 0) for name, x in result.out.items()}
+    weights = None if result.weights is None else {name: choose(x, frame.w[name]) for name, x in result.weights.items()}
+    return Result(out, weights, result.watches, RuleState(values, result.state.run, result.state.t))
+
+
+def _parts(x: Any) -> tuple:
+    return x if isinstance(x, tuple) else (x,)

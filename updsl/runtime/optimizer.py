@@ -1,0 +1,165 @@
+"""`Optimizer`: a rule as a torch optimizer. `optimizer`: the class of a torch optimizer with a rule before it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
+from updsl.runtime.commit import write
+from updsl.runtime.driver import Driver, Stepped
+from updsl.runtime.parameters import WEIGHT_DECAY
+from updsl.runtime.rule import Rule, to_rule
+from updsl.runtime.transform import PREFIX, Handle, attach, refuse_writer
+
+OWN_ENTRIES = frozenset("params param_names lr name initial_lr max_lr min_lr swa_lr".split())
+"""Entries of parameter groups that are torch's and its schedulers', or a label."""
+
+
+class Optimizer(torch.optim.Optimizer):
+    """An optimizer whose update is a rule: w ← w − lr·out, or what the rule itself writes to w.
+
+    params: tensors, pairs of (name, tensor), or groups, as of any torch optimizer; a group may set `lr` and the rule's parameters by their names.
+    rule_or_name: a rule, a library name or a path; its parameters by keyword. lr: a number or 0-d tensor. names: a module, a dict or pairs of (name,
+    tensor), for rules that route by name; if left out those of `params`, else "group.index". nonfinite, backend, seed: as of `updsl.attach`; a step that is
+    skipped moves no weight. Raises UpdslError for a parameter that the rule does not have, of the wrong type or out of bounds, and for integer,
+    complex or sparse tensors.
+    """
+
+    def __init__(
+        self, params: Any, rule_or_name: Rule | str | os.PathLike[str], /, lr: Any = 1e-3, *, names: Any = None, nonfinite: str = "skip", backend: str = "auto",
+        seed: int = 0, **parameters: Any,
+    ):
+        self.rule = to_rule(rule_or_name, parameters)
+        self._driver: Driver | None = None
+        super().__init__(params, {"lr": lr})
+        self._start(names, nonfinite, backend, seed)
+
+    def _start(self, names: Any, nonfinite: str, backend: str, seed: int) -> None:
+        driver = Driver(self.rule, [self], names, nonfinite, backend, seed, PREFIX, self._entries)
+        self.register_load_state_dict_pre_hook(driver.before_load)
+        self.register_load_state_dict_post_hook(driver.after_load)
+        driver.adopt()
+        self._driver = driver
+
+    @property
+    def driver(self) -> Driver:
+        """What runs the rule."""
+        assert self._driver is not None
+        return self._driver
+
+    def _entries(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: group[name] for name in self.rule.params if name in group}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As of any torch optimizer. Raises UpdslError for an entry that is neither torch's nor a parameter of the rule."""
+        for name in param_group:
+            if name not in OWN_ENTRIES and name not in self.rule.params:
+                help_ = WEIGHT_DECAY if name == "weight_decay" else did_you_mean(name, self.rule.params)
+                raise UpdslError(Diagnostic("unknown-parameter", f"a parameter group sets `{name}`, and `{self.rule.name}` has no parameter `{name}`", help=help_))
+        super().add_param_group(param_group)
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def inputs(self, **inputs: Any) -> None:
+        """Inputs of the next step, by name, as of `Handle.inputs`."""
+        self.driver.hand_over(inputs)
+
+    def set(self, **params: Any) -> None:
+        """Values of the rule's parameters from the next step on, as of `Handle.set`."""
+        self.driver.set(params)
+
+    def watch(self) -> dict[str, Any]:
+        """The last step's watches, as of `Handle.watch`."""
+        return dict(self.driver.watches)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step; `p.grad` stays as it is. closure: evaluates the model and returns the loss, which `step` returns.
+
+        All or nothing: after an exception weights and states are as before."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._update()
+        return loss
+
+    def _update(self) -> None:
+        driver = self.driver
+        stepped = driver.compute(in_place=False)
+        if stepped is None:
+            return
+        names = list(stepped.frame.g)
+        targets = [driver.members()[name].parameter for name in names]
+        weights = stepped.result.weights
+        if weights is not None:
+            driver.commit(stepped, lambda: write(targets, [weights[name] for name in names]))
+        elif names:
+            moves = [moved(stepped, name) for name in names]
+            driver.commit(stepped, lambda: torch._foreach_add_(targets, moves))
+        driver.show(self, names)
+
+    # --- pickling ----------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = [(m.name, m.parameter) for m in self.driver.members().values()]
+        more = {"rule": self.rule, "names": names, "nonfinite": self.driver.guard.policy, "backend": self.driver.backend, "seed": self.driver.seed, "values": self.driver.values}
+        return super().__getstate__() | {"updsl": more}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        more = state.pop("updsl")
+        self.rule = more["rule"]
+        super().__setstate__(state)
+        self._start(more["names"], more["nonfinite"], more["backend"], more["seed"])
+        self.driver.values = dict(more["values"])
+
+
+def moved(stepped: Stepped, name: str) -> torch.Tensor:
+    """−lr·out, in float32 for 16-bit tensors."""
+    out = stepped.result.out[name]
+    lr = stepped.frame.lr[stepped.frame.group_of[name]]
+    return (out.float() if out.element_size() < 4 else out) * -lr
+
+
+def optimizer(cls: type[torch.optim.Optimizer], rule_or_name: Rule | str | os.PathLike[str], /, **params: Any) -> type[torch.optim.Optimizer]:
+    """The class of an optimizer with a rule before it, for factories, and for optimizers that are pickled or copied: its instances attach the rule again.
+
+    cls: a class of torch.optim, or one derived from it. params: the rule's, and `names`, `nonfinite`, `backend`, `seed` as of `updsl.attach`. An instance's
+    handle is its attribute `handle`. Raises UpdslError as `attach` does.
+    """
+    options = {name: params.pop(name) for name in ("names", "nonfinite", "backend", "seed") if name in params}
+    rule = to_rule(rule_or_name, params)
+    refuse_writer(rule, "optimizer")
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise UpdslError(Diagnostic("not-an-optimizer", f"{getattr(cls, '__name__', type(cls).__name__)} is no class of torch optimizers", help="pass a class, such as `torch.optim.AdamW`"))
+    return _with_rule(cls, rule, options)
+
+
+def _with_rule(cls: type[torch.optim.Optimizer], rule: Rule, options: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
+    class WithRule(cls):  # type: ignore[misc, valid-type]
+        handle: Handle
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.handle = attach(self, rule, **options)
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            super().__setstate__(state)
+            self.handle = attach(self, rule, **options)
+
+        def __reduce_ex__(self, protocol: Any) -> tuple:
+            return _made_again, (cls, rule, dict(options)), self.__getstate__()
+
+    WithRule.__name__ = WithRule.__qualname__ = f"{cls.__name__}_{rule.name}"
+    WithRule.__doc__ = f"{cls.__name__}, whose gradients first go through the rule `{rule.name}`."
+    return WithRule
+
+
+def _made_again(cls: type[torch.optim.Optimizer], rule: Rule, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    made = _with_rule(cls, rule, options)
+    return made.__new__(made)
