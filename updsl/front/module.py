@@ -131,8 +131,13 @@ class Library:
             return None
         if name not in self._units:
             path = self.files[name]
-            self._units[name] = load_unit(Source(path.name, path.read_text(encoding="utf-8")), path.stem, self.find)
+            beside = {p.stem: p for p in self.files.values() if p.parent == path.parent}
+            self._units[name] = load_unit(_text(path), path.stem, self.find, lambda other: _text(beside[other]) if other in beside else None)
         return self._units[name]
+
+
+def _text(path: Path) -> Source:
+    return Source(path.name, path.read_text(encoding="utf-8"))
 
 
 def load_unit(
