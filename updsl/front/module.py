@@ -124,6 +124,12 @@ class Library:
     def files(self) -> dict[str, Path]:
         return {p.stem.casefold(): p for p in sorted(self.folder.glob("*/*.upd"))}
 
+    @cached_property
+    def rules(self) -> dict[str, syntax.Rule]:
+        """The rules that the files stand for, by name; a file of functions stands for none."""
+        units = {name: self.find(name) for name in self.files}
+        return {name: unit.main for name, unit in units.items() if unit is not None and unit.main is not None}
+
     def find(self, name: str) -> Unit | None:
         """The library's file of this name, or None."""
         name = name.casefold()
