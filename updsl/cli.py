@@ -19,7 +19,7 @@ FOUND, USAGE, INTERNAL, INTERRUPTED = 1, 2, 3, 130
 """Exit codes, 0 apart: mistakes in a rule; a command or file that makes no sense; a mistake of ours; Ctrl-C."""
 
 OUTPUT = click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", help="How to print the result.")
-RULE = click.argument("rule", metavar="RULE")
+TENSORS = click.option("--tensor", "tensors", metavar="NAME=SHAPE", multiple=True, help="For this tensor, such as lm_head.weight=512x64. May be repeated.")
 
 
 def main() -> None:
@@ -39,7 +39,8 @@ def run(arguments: list[str]) -> int:
         say(error.ctx.get_help(), error=True)
         return USAGE
     except click.ClickException as error:
-        say(f"updsl: {error.format_message()}\n  = help: updsl {' '.join([*arguments[:1], '--help'])}", error=True)
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "updsl"
+        say(f"updsl: {error.format_message()}\n  = help: {path} --help", error=True)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -132,22 +133,38 @@ def _findings(file: str) -> tuple[list[str], list[Diagnostic]]:
         return [], error.diagnostics
 
 
-@cli.command()
+@cli.command(short_help="What a rule computes and keeps, or what an error means.")
 @click.argument("target", metavar="RULE|CODE")
+@TENSORS
 @OUTPUT
-def explain(target: str, output: str) -> None:
+def explain(target: str, tensors: tuple[str, ...], output: str) -> None:
     """What a rule computes and keeps, or what an error means (by the word in its brackets)."""
     from updsl.front.files import is_path, library
 
     page = _error_page(target)
     if page is None or is_path(target) or target.casefold() in library().files:
-        from updsl.explain import explanation, to_text
+        from updsl.explanation import explanation, to_text
 
-        found = explanation(_load(target, also=_error_codes))
+        found = explanation(_load(target, also=_error_codes), _tensors(tensors))
         say_json(found) if output == "json" else say(to_text(found))
     else:
         text = page.read_text(encoding="utf-8").rstrip()
         say_json({"code": target, "text": text}) if output == "json" else say(text)
+
+
+def _tensors(written: tuple[str, ...]) -> list:
+    """NAME=4x3 as tensors; without any, the typical ones."""
+    from updsl.core.frame import Tensor
+    from updsl.explanation import TYPICAL
+
+    pairs = [text.rpartition("=")[::2] for text in written]
+    try:
+        found = [Tensor(name, tuple(int(d) for d in shape.split("x") if shape)) for name, shape in pairs]
+    except ValueError:
+        raise click.UsageError("a tensor is given as NAME=SHAPE, such as lm_head.weight=512x64") from None
+    if any(not t.name or min(t.shape, default=1) < 1 for t in found) or len({t.name for t in found}) < len(found):
+        raise click.UsageError("each tensor has a name of its own, and sizes of at least 1")
+    return found or list(TYPICAL)
 
 
 def _error_codes() -> list[str]:
@@ -183,10 +200,10 @@ def _load(name_or_path: str, also: Callable[[], list[str]] = list):
 def list_(output: str) -> None:
     """The rules of the library, a line each."""
     from updsl.front.files import library
-    from updsl.pipeline import from_file
 
-    files = library().files
-    docs = {name: (from_file(name).doc.strip().split("\n")[0]) for name in files}
+    rules = library().rules
+    files = {name: path for name, path in library().files.items() if name in rules}
+    docs = {name: (rules[name].doc or "").strip().split("\n")[0] for name in files}
     if output == "json":
         say_json({name: {"doc": docs[name], "kind": path.parent.name} for name, path in files.items()})
         return
@@ -196,18 +213,19 @@ def list_(output: str) -> None:
 
 
 @cli.command()
-@RULE
-@click.option("--after", metavar="STAGE", help="text, syntax or program (the default): what the rule is after that stage.")
+@click.argument("rule", metavar="RULE")
+@click.option("--after", type=click.Choice(["text", "syntax", "program"]), help="What the rule is after that stage; without it, program.")
 @click.option("--source", metavar="BACKEND", help="The code that this backend generates.")
+@TENSORS
 @OUTPUT
-def show(rule: str, after: str | None, source: str | None, output: str) -> None:
-    """A rule on its way from text to code, for a few typical tensors."""
-    from updsl.explain import stage, written
+def show(rule: str, after: str | None, source: str | None, tensors: tuple[str, ...], output: str) -> None:
+    """A rule on its way from text to code."""
+    from updsl.explanation import stage, written
 
     if after is not None and source is not None:
         raise click.UsageError("--after and --source exclude each other")
-    module = _load(rule)
-    texts = written(module, source) if source is not None else stage(module, after or "program")
+    module, found = _load(rule), _tensors(tensors)
+    texts = stage(module, after or "program", found) if source is None else written(module, source, found)
     say_json(texts) if output == "json" else say("\n\n".join(f"# {name}\n{text.rstrip()}" for name, text in texts.items()))
 
 

@@ -1,0 +1,185 @@
+"""What a rule computes and keeps: the scope of each reduction and where it came from, state, parameters, inputs, and its Program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from updsl.core.diagnostic import printable
+from updsl.core.frame import Tensor
+from updsl.core.ir import State
+from updsl.core.show import show
+from updsl.core.source import Span
+from updsl.front.context import Reduction
+from updsl.front.elaborate import Elaborated, elaborate
+from updsl.front.module import Module, Parameter
+from updsl.pipeline import to_engine
+from updsl.runtime.parameters import settled
+
+TYPICAL = (Tensor("layer.weight", (6, 4)), Tensor("layer.bias", (6,)))
+"""What a rule is explained for when there is no model."""
+BYTES = {None: 4, "float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+STAGES = ("text", "syntax", "program")
+
+
+def explain(rule: Any, params: Any = None) -> str:
+    """The explanation of a rule, or of the rule of that name or file, as text. params: the model, or its (name, tensor) pairs, or {name: tensor}."""
+    from updsl.runtime.bind import named
+    from updsl.runtime.rule import load
+
+    rule = rule if hasattr(rule, "module") else load(rule)
+    tensors = TYPICAL if params is None else [Tensor(name, tuple(x.shape)) for name, x in named(params).items()]
+    return to_text(explanation(rule.module, tensors, rule.params))
+
+
+def explanation(module: Module, tensors: Sequence[Tensor] = TYPICAL, values: Mapping[str, Any] | None = None) -> dict:
+    """The explanation as plain data. values: of the parameters, else their defaults."""
+    values = settled(module, {}) if values is None else values
+    elaborated = _elaborated(module, tensors, values)
+    return {
+        "name": module.name,
+        "doc": module.doc.strip(),
+        "writes_weights": module.writes_weights,
+        "parameters": [_parameter(p, values[p.name], p.name in elaborated.constants) for p in module.parameters.values()],
+        "inputs": dict(module.inputs),
+        "classes": [_class(elaborated, i, tensors, values) for i in range(len(elaborated.programs))],
+    }
+
+
+def _elaborated(module: Module, tensors: Sequence[Tensor], values: Mapping[str, Any]) -> Elaborated:
+    return elaborate(module, [t for t in tensors if t.numel], values)
+
+
+def _parameter(p: Parameter, value: Any, constant: bool) -> dict:
+    return {"name": p.name, "value": _plain(value), "low": _plain(p.low), "high": _plain(p.high), "constant": constant}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _class(elaborated: Elaborated, index: int, tensors: Sequence[Tensor], values: Mapping[str, Any]) -> dict:
+    program = elaborated.programs[index]
+    members = [t for t in tensors if elaborated.class_of.get(t.name) == index]
+    return {
+        "tensors": {t.name: list(t.shape) for t in members},
+        "reductions": [_reduction(r) for r in dict.fromkeys(elaborated.reductions[index])],
+        "states": [_state(s) for s in program.states],
+        "state_bytes_per_parameter": sum(_bytes_per_parameter(s) for s in program.states),
+        "program": show(program, values),
+    }
+
+
+def _reduction(r: Reduction) -> dict:
+    return {"text": r.span.text, **_place(r.span), "op": r.op, "scope": str(r.scope), "from": r.origin and {"text": r.origin.text, **_place(r.origin)}}
+
+
+def _place(span: Span) -> dict:
+    return {"file": span.source.name, "line": span.line, "column": span.column}
+
+
+def _bytes_per_parameter(s: State) -> int:
+    """For a float32 gradient; 0 for a state that has not one value for each entry."""
+    full = s.type.scope.name == "element" and {s.type.rows, s.type.cols} == {"rows", "cols"}
+    return BYTES[s.dtype] * max(1, s.type.window) if full else 0
+
+
+def _state(s: State) -> dict:
+    return {"name": s.name, "scope": str(s.type.scope), "rows": s.type.rows, "cols": s.type.cols, "window": s.type.window, "dtype": s.dtype}
+
+
+# --- as text ---------------------------------------------------------------------------------------------------------
+
+
+def to_text(e: dict) -> str:
+    """An explanation for people."""
+    kind = "writes the weights itself" if e["writes_weights"] else "changes the gradient in front of an optimizer"
+    lines = [f"{e['name']}: {kind}", *(f"  {line}".rstrip() for line in e["doc"].split("\n") if e["doc"]), ""]
+    lines += _section("parameters", [_parameter_line(p) for p in e["parameters"]])
+    lines += _section("inputs", [f"{name} ({kind})" for name, kind in e["inputs"].items()])
+    for c in e["classes"]:
+        shapes = [f"{name} {'×'.join(map(str, shape)) or 'number'}" for name, shape in c["tensors"].items()]
+        more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
+        lines += [f"for {', '.join(shapes[:4])}{more}", ""]
+        lines += _section("  reductions", [_reduction_line(r, "  ") for r in c["reductions"]])
+        lines += _section(f"  state: {c['state_bytes_per_parameter']} bytes a parameter", ["  " + _state_line(s) for s in c["states"]])
+        lines += _section("  program", ["  " + line for line in c["program"].rstrip().split("\n")])
+    return printable_lines(lines)
+
+
+def printable_lines(lines: Sequence[str]) -> str:
+    return "\n".join(printable(line) for line in lines).rstrip()
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return [title, *(f"  {line}" for line in lines), ""] if lines else []
+
+
+def _parameter_line(p: dict) -> str:
+    bounds = "" if (p["low"], p["high"]) == ("-inf", "inf") else f" in [{_shown(p['low'])}, {_shown(p['high'])}]"
+    return f"{p['name']} = {_shown(p['value'])}{bounds}{', constant' if p['constant'] else ''}"
+
+
+def _shown(value: Any) -> str:
+    """A parameter's value as a rule's text has it."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case float():
+            return format(value, "g")
+        case "inf" | "-inf":
+            return value
+        case _:
+            return f'"{value}"'
+
+
+def _reduction_line(r: dict, indent: str) -> str:
+    origin = "the default"
+    if r["from"]:
+        other = "" if r["from"]["file"] == r["file"] else f"{r['from']['file']}:"
+        origin = f"from `{r['from']['text']}` at {other}{r['from']['line']}:{r['from']['column']}"
+    return f"{indent}{r['file']}:{r['line']}:{r['column']}  `{r['text']}`: {r['op']} per {r['scope']}, {origin}"
+
+
+def _state_line(s: dict) -> str:
+    grid = f", grid {s['rows']} × {s['cols']}" if s["scope"] == "element" and (s["rows"], s["cols"]) != ("rows", "cols") else ""
+    window = f", the last {s['window']} of them" if s["window"] else ""
+    return f"{s['name']}: per {s['scope']}{grid}{window}, {s['dtype'] or 'float32, or the type of a wider gradient'}"
+
+
+# --- stages and generated code ---------------------------------------------------------------------------------------
+
+
+def stage(module: Module, after: str, tensors: Sequence[Tensor] = TYPICAL) -> dict[str, str]:
+    """What a rule is after a stage of the pipeline (one of STAGES): title → text."""
+    if after == "text":
+        return {module.name: module.text}
+    if after == "syntax":
+        return {module.name: _tree(module.unit.file)}
+    values = settled(module, {})
+    elaborated = _elaborated(module, tensors, values)
+    names = [", ".join(t.name for t in tensors if elaborated.class_of.get(t.name) == i) for i in range(len(elaborated.programs))]
+    return {f"{module.name} for {name}": show(p, values) for name, p in zip(names, elaborated.programs, strict=True)}
+
+
+def written(module: Module, backend: str, tensors: Sequence[Tensor] = TYPICAL) -> dict[str, str]:
+    """The code that a backend generates for the tensors: file name → text."""
+    return to_engine(module, tensors, settled(module, {}), backend=backend).source
+
+
+def _tree(node: object, depth: int = 0) -> str:
+    """A syntax tree, a node a line."""
+    indent = "  " * depth
+    match node:
+        case tuple():
+            return "\n".join(_tree(x, depth) for x in node)
+        case _ if hasattr(node, "__dataclass_fields__"):
+            parts = {n: getattr(node, n) for n in node.__dataclass_fields__ if not n.endswith("span")}
+            small = {n: v for n, v in parts.items() if v is None or isinstance(v, str | int | float)}
+            inner = [_tree(v, depth + 1) for n, v in parts.items() if n not in small and v != ()]
+            said = " ".join(f"{n}={v!r}" for n, v in small.items() if v is not None)
+            return "\n".join([f"{indent}{type(node).__name__} {said}".rstrip(), *inner])
+        case _:
+            return f"{indent}{node!r}"
