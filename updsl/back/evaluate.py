@@ -303,9 +303,7 @@ class Moment:
         """The operands at all contributors, one after the other."""
         op, places = OPS[any_of(exprs).op], self.contributors(exprs, at)
         return [
-            self.operand(any_of(exprs), i, at)
-            if name in op.numbers
-            else np.concatenate([self.operand(self.own(exprs, p), i, p) for p in places], axis=-1)
+            self.operand(any_of(exprs), i, at) if name in op.numbers else np.concatenate([self.operand(self.own(exprs, p), i, p) for p in places], axis=-1)
             for i, name in enumerate(op.args)
         ]
 
