@@ -105,6 +105,11 @@ HEADERS = {"RULE": "RULE NAME COLON NEWLINE", "EVERY": "EVERY INF COLON NEWLINE"
 """By the first word of a line that opens a block: a line that stands in for it where it is wrong, so that its block can still be read."""
 
 
+def feed(parser: InteractiveParser, token: Any) -> Any:
+    """The tree, after the last token; lark asks no more of a token than its type."""
+    return parser.feed_token(token)
+
+
 class Feeder:
     """Feeds tokens to the parser. A line that does not fit is reported once and another read in its place, so that what follows is still understood."""
 
@@ -124,14 +129,14 @@ class Feeder:
             stop = i
             if self.tokens[i].type not in ("INDENT", "DEDENT", "$END"):
                 stop = next(k for k in range(i, len(self.tokens)) if self.tokens[k].type in ("NEWLINE", "$END"))
-            before = self.parser.copy(deepcopy_values=False)
+            before, k = self.parser.copy(deepcopy_values=False), i
             try:
                 if any(t.type == "ERROR" for t in self.tokens[i:stop]):
                     i = self.in_its_place(before, i, stop)
                     continue
                 for k in range(i, stop + 1):
                     if k not in self.ignored:
-                        tree = self.parser.feed_token(self.tokens[k])
+                        tree = feed(self.parser, self.tokens[k])
                 self.failed = False
                 i = stop + 1
             except UnexpectedToken:
@@ -142,7 +147,7 @@ class Feeder:
         """tokens[k] of the line i to stop does not fit. Where to go on."""
         self.parser = before.copy(deepcopy_values=False)
         for t in self.tokens[i:k]:
-            self.parser.feed_token(t)
+            feed(self.parser, t)
         fits, kind = self.parser.accepts(), self.tokens[k].type
         if not (self.failed and kind in ("INDENT", "DEDENT")):
             self.errors.append(unexpected(self.source, self.tokens, k, fits))
@@ -200,4 +205,4 @@ class Feeder:
     def feed(self, types: str, i: int) -> None:
         at = self.tokens[i].start
         for t in types.split():
-            self.parser.feed_token(Token(t, t.lower(), at, at))
+            feed(self.parser, Token(t, t.lower(), at, at))
