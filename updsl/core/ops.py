@@ -125,9 +125,9 @@ _ROWS = [
     Op("bernoulli", ("p",), "random", "1 with probability p, else 0", rng.bernoulli, units="none"),
     # --- core: what elaboration makes ---
     Op("spread", ("x",), "core", "x as a value of the Apply's own (finer) type", None, text=""),
-    Op("store", ("x",), "core", "x rounded to the type of a state (`state`), of the weight (`weight`) or a named dtype, spread to the Apply's type", None, text="", static=("dtype",)),
-    Op("push", ("window", "x"), "core", "the window with x as its newest value, its oldest dropped when full", None, text="history.push({window}, {x})"),
-    Op("empty", (), "core", "an empty window", None, text="history.empty"),
+    Op("store", ("x",), "core", "x rounded to the type of a state (`state`), of the weight (`weight`) or a named dtype, spread to the Apply's type; `of` is the state, or w", None, text="", static=("dtype", "of")),
+    Op("push", ("window", "x"), "core", "the window with x as its newest value, its oldest dropped when full", None, text="core.push({window}, {x})"),
+    Op("empty", (), "core", "an empty window", None, text="core.empty"),
 ]
 # fmt: on
 

@@ -153,6 +153,7 @@ class Context:
         self.guarded_watches: list[str] = []
         self.spent = 0
         self.counted = False
+        self.stored: dict[str, tuple[str, Type]] = {}
 
     # --- mistakes ---
 
@@ -201,6 +202,8 @@ class Context:
         name = env.path + label + env.rounds
         expr = self.settle(value.expr)
         self.block.append(Binding(name, expr, span=span))
+        if isinstance(expr, ir.Apply) and expr.op == "store":
+            self.stored[name] = (expr.static[0], expr.type)
         if is_host(expr, self.hosts):
             self.hosts[name] = expr
         return replace(value, expr=Ref(name, "value", expr.type, span=span))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from updsl.core.diagnostic import Diagnostic, InternalError, UpdslError
 from updsl.core.frame import Tensor
-from updsl.core.ir import Const, Program, Ref, Type
+from updsl.core.ir import Apply, Const, Program, Ref, Type
 from updsl.core.ir import Watch as IrWatch
 from updsl.core.scope import ALL, GROUP, TENSOR
 from updsl.front import regex, statements
@@ -125,9 +125,12 @@ def _walk(cx: Context) -> Program:
     except UpdslError as e:  # a cap: nothing further can be said
         cx.diagnostics.extend(e.diagnostics)
         out = POISON
+    if cx.weight is not None and not cx.returns and not out.poisoned:
+        out = Value(Apply("sub", (Ref("w", "builtin", statements.GRID), cx.weight), statements.GRID))
+    states = tuple(replace(s, init=None) if s.type.window else s for s in cx.states.values())
     commits = tuple((name, cx.current.get(name, Ref(name, "state", s.type))) for name, s in cx.states.items())
     watches = tuple(IrWatch(label, e) for label, e in cx.watches.items())
-    return Program(module.name, tuple(cx.inputs.values()), tuple(cx.states.values()), tuple(cx.block), commits, cx.settle(out.expr), cx.weight, cx.returns, watches)
+    return Program(module.name, tuple(cx.inputs.values()), states, tuple(cx.block), commits, cx.settle(out.expr), cx.weight, cx.returns, watches)
 
 
 def _check_out(cx: Context, out: Value) -> None:

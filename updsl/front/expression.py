@@ -10,7 +10,7 @@ from updsl.core.ir import Apply, Const, Ref, Reduce, Type
 from updsl.core.ops import OPS
 from updsl.core.scope import ALL, ELEMENT, GROUP, NAMED, TENSOR, Scope, block
 from updsl.core.source import Span
-from updsl.front import functions, regex, statements, syntax
+from updsl.front import clip, functions, matrix, regex, statements, syntax
 from updsl.front.context import POISON, Context, Default, Env, Flag, Value
 from updsl.front.module import BOTH, BUILTIN_NAMES, FUNCTIONS
 from updsl.front.statics import COMPARISONS, INFIX, fold
@@ -32,17 +32,17 @@ def expression(cx: Context, env: Env, e: syntax.Expr, whole: bool = False) -> Va
         case syntax.Unary(op=op, operand=x):
             return operate(cx, env, "neg" if op == "-" else "not", [x], e.span)
         case syntax.Binary(op="@", left=a, right=b):
-            return functions.matmul(cx, expression(cx, env, a), expression(cx, env, b), e.span)
+            return matrix.matmul(cx, expression(cx, env, a), expression(cx, env, b), e.span)
         case syntax.Binary(op=op, left=a, right=b):
             return operate(cx, env, INFIX[op], [a, b], e.span)
         case syntax.Compare():
             return compare(cx, env, e)
         case syntax.Transpose(operand=x):
-            return functions.transpose(cx, expression(cx, env, x), e.span)
+            return matrix.transpose(cx, expression(cx, env, x), e.span)
         case syntax.If():
             return choose(cx, env, e, whole)
         case syntax.Clip():
-            return functions.clip(cx, env, e)
+            return clip.clip(cx, env, e)
         case syntax.Per():
             return per(cx, env, e, whole)
         case syntax.Pipe(stages=stages):

@@ -11,7 +11,7 @@ from updsl.core.ops import OPS
 from updsl.core.scope import ALL, COLUMN, ELEMENT, NAMED, ROW, TENSOR, Scope
 from updsl.core.source import Span
 from updsl.front import expression as expressions
-from updsl.front import statements, syntax
+from updsl.front import core_text, matrix, statements, syntax
 from updsl.front.context import POISON, Context, Env, Reduction, Value
 from updsl.front.module import FUNCTIONS, Unit
 
@@ -25,7 +25,9 @@ def call(cx: Context, env: Env, e: syntax.Call, whole: bool, site: syntax.Node |
     if env.sites.applies_rule(e, whole):
         return statements.apply_rule(cx, env, e, e.callee, e.arguments, e.callee_span)
     own = env.unit.fns.get(e.callee)
-    if e.callee in FUNCTIONS and own is None or e.callee.startswith("history."):
+    if e.callee.startswith("core."):
+        return core_text.call(cx, env, e)
+    if e.callee in FUNCTIONS and own is None:
         return function(cx, env, e, site)
     found = env.unit.find_fn(e.callee)
     if found:
@@ -139,7 +141,7 @@ def function(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
             return result
         case "dim":
             return dimension(cx, env, e)
-        case "history" | "history.push" | "history.empty":
+        case "history":
             return window(cx, env, e, site)
         case "gaussian" | "uniform" | "bernoulli":
             return draw(cx, env, e, site)
@@ -168,7 +170,7 @@ def function(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
                 return cx.error("no-samples", f"`{e.callee}` needs a value for each sample", e.span, help="it is for what is computed from `input samples`")
             return Value(Apply(e.callee, (x.expr,), replace(x.type, samples=False, boolean=False), span=e.span))
         case "matrix":
-            return matrix(cx, env, e, values, given)
+            return matrix.apply(cx, env, e, values, given)
     raise AssertionError(op.kind)
 
 
@@ -304,90 +306,7 @@ def window(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
     return pushed
 
 
-# --- matrices --------------------------------------------------------------------------------------------------------
-
-
-def as_matrix(cx: Context, v: Value, span: Span) -> Value | None:
-    """The value with one number for each entry of its grid; None after reporting that it has no grid."""
-    if v.poisoned:
-        return None
-    if v.type.window or v.type.rows is None or v.type.cols is None:
-        cx.error("not-a-matrix", f"this needs a matrix, and is {cx.describe(v.type)}", span if v.expr.span.source.name == "<nowhere>" else v.expr.span, help="use it on `g` or another value with one number for each entry")
-        return None
-    if v.type.scope == ELEMENT:
-        return v
-    return Value(Apply("spread", (v.expr,), replace(v.type, scope=ELEMENT), span=span))
-
-
-def matmul(cx: Context, a: Value, b: Value, span: Span) -> Value:
-    x, y = as_matrix(cx, a, span), as_matrix(cx, b, span)
-    if x is None or y is None:
-        return POISON
-    if not cx.agree(x.type.cols, y.type.rows):
-        return cx.error("grid-mismatch", f"`@` needs as many columns on its left as rows on its right: {cx.describe(x.type)}, and {cx.describe(y.type)}", span, help="transpose one of them: `x.T`")
-    t = Type(ELEMENT, cx.dim(x.type.rows), cx.dim(y.type.cols), samples=x.type.samples or y.type.samples)
-    return Value(Apply("matmul", (x.expr, y.expr), t, span=span))
-
-
-def transpose(cx: Context, v: Value, span: Span) -> Value:
-    t = v.type
-    match t.scope.name:
-        case "element":
-            flipped = replace(t, rows=t.cols, cols=t.rows)
-        case "row":
-            flipped = replace(t, scope=COLUMN, rows=None, cols=t.rows)
-        case "column":
-            flipped = replace(t, scope=ROW, rows=t.cols, cols=None)
-        case "block":
-            return cx.error("not-a-matrix", "blocks have no transpose", span, help="transpose before reducing per block")
-        case _:
-            return v
-    return Value(Apply("transpose", (v.expr,), flipped, span=span), poisoned=v.poisoned)
-
-
-def matrix(cx: Context, env: Env, e: syntax.Call, values: list[Value], given: dict[str, syntax.Expr]) -> Value:
-    """A matrix function of the table."""
-    x = as_matrix(cx, values[0], e.span)
-    if x is None:
-        return POISON
-    rows, cols = cx.dim(x.type.rows), cx.dim(x.type.cols)
-    result = replace(x.type, boolean=False)
-    static: tuple = ()
-    args: tuple[Expr, ...] = (x.expr,)
-    least = min((n for n in (cx.size(rows), cx.size(cols)) if n is not None), default=None)
-    square = e.callee in ("matrix_power", "solve")
-    if square and not cx.agree(rows, cols):
-        return cx.error("grid-mismatch", f"`{e.callee}` needs a square matrix, and this is {cx.describe(x.type)}", e.span, help="use `x @ x.T` or `x.T @ x`")
-    match e.callee:
-        case "left_basis" | "right_basis":
-            k = whole_number(cx, env, given["k"], "the rank of a basis", 1)
-            if k is None:
-                return POISON
-            k = k if least is None else min(k, least)
-            result, static = replace(result, rows=rows if e.callee == "left_basis" else cols, cols=k), (k,)
-        case "orthonormal" if cx.size(rows) is not None and cx.size(cols) is not None and (cx.size(rows) or 0) < (cx.size(cols) or 0):
-            result = replace(result, cols=rows)
-        case "matrix_power":
-            if not values[1].type.scope <= TENSOR:
-                return cx.error("scope-mismatch", "the exponent of a matrix is one number", e.span, help="write a number, such as `-1/4`")
-            args = (x.expr, values[1].expr)
-        case "solve":
-            b = as_matrix(cx, values[1], e.span)
-            if b is None:
-                return POISON
-            if not cx.agree(cols, b.type.rows):
-                return cx.error("grid-mismatch", f"`solve(a, b)` needs as many rows in b as in a: {cx.describe(x.type)}, and {cx.describe(b.type)}", e.span)
-            args, result = (x.expr, b.expr), replace(b.type, samples=x.type.samples or b.type.samples, boolean=False)
-        case "trace":
-            result = Type(TENSOR, samples=x.type.samples)
-        case "diag":
-            result = Type(ROW, rows, None, samples=x.type.samples)
-        case "rows" | "cols":
-            return expressions.attribute(cx, e.callee, x.type, e.span)
-    return Value(Apply(e.callee, args, result, static, span=e.span))
-
-
-# --- fn and clip -----------------------------------------------------------------------------------------------------
+# --- a text's own functions -----------------------------------------------------------------------------------------------------
 
 
 def apply_fn(cx: Context, env: Env, e: syntax.Call, site: syntax.Node, fn: syntax.Fn, unit: Unit, about: bool = False) -> Value:
@@ -429,83 +348,3 @@ def _fn_env(cx: Context, env: Env, e: syntax.Call, site: syntax.Node, fn: syntax
             return None
         arguments[p.name] = v if v.static is not None else cx.emit(inner, p.name, v, e.span)
     return inner
-
-
-def centred(env: Env, e: syntax.Expr) -> tuple[syntax.Call, syntax.Fn, Unit] | None:
-    """The call of a `fn` with `about`, if this is one."""
-    match e:
-        case syntax.Name(id=name) if not (env.instance and (env.instance.slot(name) or name in env.instance.parameters)):
-            as_call = syntax.Call(name, (), span=e.span, callee_span=e.span)
-        case syntax.Call(callee=name):
-            as_call = e
-        case _:
-            return None
-    if name in FUNCTIONS and name not in env.unit.fns:
-        return None
-    found = env.unit.find_fn(name)
-    return (as_call, *found) if found and found[0].about is not None else None
-
-
-def clip(cx: Context, env: Env, e: syntax.Clip) -> Value:
-    """`clip m > τ`: it ↦ c + (it − c)·τ/m where m > τ, else it; `<` alike. A cell where m is 0 or NaN stays."""
-    if env.instance is None or env.it is None:
-        return cx.error("fn-not-pure", "a `fn` has nothing to clip: nothing flows in it", e.span, help="write `x → clip …` in the rule")
-    label = env.sites.label(e, "value")
-    env.it_read.used = True
-    centre = centred(env, e.measure)
-    if centre is None:
-        for inner in _inside(env, e.measure):
-            return cx.error("centre-inside", "a function with `about` inside a larger measure has no centre", inner.span, help="clip by the function alone: `clip z > 2.5`")
-    measure = expressions.expression(cx, env, e.measure)
-    bound = expressions.expression(cx, env, e.bound)
-    if measure.poisoned or bound.poisoned or env.it.poisoned:
-        return POISON
-    if not bound.type.scope <= measure.type.scope:
-        return cx.error("scope-mismatch", "the bound of this clip is finer than its measure", e.bound.span, note_here=cx.describe(bound.type),
-                        labels=(Label(e.measure.span, cx.describe(measure.type)),), help="compare entries, `clip abs > …`, or make the bound one number, such as `norm(…)`")
-    if bound.static is not None and not isinstance(bound.static, (bool, str)) and bound.static < 0 and bound.needs <= cx.facts.constants:
-        return cx.error("negative-bound", "the bound of a clip is negative", e.bound.span, help="a measure is shrunk to its bound: write a bound of 0 or more")
-    m = cx.emit(env, f"{label}.measure", measure, e.measure.span)
-    if bound.static is None or bound.needs:
-        bound = cx.emit(env, f"{label}.bound", expressions.elementwise(cx, "maximum", [bound, Value(Const(0.0), 0.0)], e.bound.span), e.bound.span)
-    beyond = expressions.elementwise(cx, "gt" if e.op[0] == ">" else "lt", [m, bound], e.span)
-    if e.op[0] == "<":
-        beyond = expressions.elementwise(cx, "and", [beyond, expressions.elementwise(cx, "ne", [m, Value(Const(0.0), 0.0)], e.span)], e.span)
-    beyond = cx.emit(env, f"{label}.beyond", beyond, e.span)
-    factor = cx.emit(env, f"{label}.factor", expressions.elementwise(cx, "div", [bound, m], e.span), e.span)
-    watch_share(cx, env, e, label, beyond)
-    flowing = env.it
-    if centre and _of_flowing(env, centre[0], centre[1]):
-        c = cx.emit(env, f"{label}.centre", apply_fn(cx, replace(env, path=f"{env.path}{label}."), centre[0], e.measure, centre[1], centre[2], about=True), e.measure.span)
-        moved = expressions.elementwise(cx, "add", [c, expressions.elementwise(cx, "mul", [expressions.elementwise(cx, "sub", [flowing, c], e.span), factor], e.span)], e.span)
-    else:
-        moved = expressions.elementwise(cx, "mul", [flowing, factor], e.span)
-    return expressions.elementwise(cx, "select", [beyond, moved, flowing], e.span)
-
-
-def _of_flowing(env: Env, e: syntax.Call, fn: syntax.Fn) -> bool:
-    """Whether the function's first argument is the flowing value."""
-    first = next((a.value for a in e.arguments if a.name in (None, fn.parameters[0].name)), None)
-    if first is None:
-        return True
-    return isinstance(first, syntax.Name) and (first.id == "it" or first.id == "g" and env.instance is not None and env.it is not None and env.it.expr == env.instance.g.expr)
-
-
-def _inside(env: Env, e: syntax.Expr) -> Iterator[syntax.Node]:
-    from updsl.front.module import nodes
-
-    for n in nodes(e):
-        if isinstance(n, (syntax.Name, syntax.Call)) and centred(env, n):
-            yield n
-
-
-def watch_share(cx: Context, env: Env, e: syntax.Clip, label: str, beyond: Value) -> None:
-    """The clip's own watch: the share of cells that it changed, for each tensor (for a measure of coarser scope 0 or 1)."""
-    share = expressions.elementwise(cx, "select", [beyond, Value(Const(1.0), 1.0), Value(Const(0.0), 0.0)], e.span)
-    if share.type.samples:
-        share = Value(Apply("sample_mean", (share.expr,), replace(share.type, samples=False)))
-    if TENSOR < share.type.scope:
-        share = Value(Reduce("mean", (share.expr,), TENSOR, Type(TENSOR)))
-    statements.add_watch(cx, env, env.sites.label(e, "watch"), cx.emit(env, label, share, e.span))
-
-

@@ -103,7 +103,7 @@ _TOKEN = re.compile(
   | (?P<newline>\r\n?|\n)
   | (?P<space>[ \t]+)
   | (?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?%?)
-  | (?P<core>history\.(?:push|empty)(?!\w))
+  | (?P<core>core\.(?:push|empty|spread|store)(?!\w))
   | (?P<name>{_INSIDE}+[{_PRIMES}]*)
   | (?P<transpose>\.T(?!\w))
   | (?P<foreign>{_any_of([s for s in FOREIGN if len(s) > 1])})

@@ -10,8 +10,7 @@ from updsl.core.diagnostic import Label, did_you_mean
 from updsl.core.ir import Apply, Const, Expr, Ref, Type, is_shared, joined, on_grid
 from updsl.core.scope import ALL, ELEMENT, TENSOR
 from updsl.core.source import Span
-from updsl.front import functions, syntax
-from updsl.front import state as states
+from updsl.front import functions, states, syntax
 from updsl.front.context import POISON, Context, Env, Flag, Instance, Slot, Value
 from updsl.front.expression import ambiguous, elementwise, expression, is_ambiguous, is_static, scope_of
 from updsl.front.module import BOTH, BUILTIN_NAMES, FORBIDDEN, FUNCTIONS, Unit, gives_weights, nodes, writes_weights
@@ -178,7 +177,7 @@ def statement(cx: Context, env: Env, s: syntax.Statement) -> None:
             value = right_side(cx, env, e)
             if new_name(cx, env, name, s.name_span):
                 kind = "let" if isinstance(s, syntax.Let) else "local"
-                if value.type.window:
+                if value.type.window and not in_core_text(cx):
                     value = cx.error("window-outside", "a window stands only under a reduction", e.span, help="reduce it in the same expression: `median(x → history(9))`")
                 named = value if value.poisoned else cx.emit(env, env.sites.label(s, "value"), value, s.span)
                 instance(env).names[-1][name] = Slot(kind, named, s.name_span)
@@ -228,6 +227,11 @@ def right_side(cx: Context, env: Env, e: syntax.Expr) -> Value:
     if isinstance(value.static, str) and not value.poisoned:
         return cx.error("text-as-number", "a text is only an argument, a parameter, or compared", e.span, help="compare it here: `mode == \"mean\"`")
     return value
+
+
+def in_core_text(cx: Context) -> bool:
+    """Whether this is the text of a shown Program, where windows have names."""
+    return any(s.type.window and s.init is not None for s in cx.states.values())
 
 
 def new_name(cx: Context, env: Env, name: str, span: Span) -> bool:
@@ -283,7 +287,7 @@ def assign(cx: Context, env: Env, s: syntax.Assign) -> None:
     me = instance(env)
     me.begun = me.begun or s.span
     value = right_side(cx, env, s.value)
-    if value.type.window:
+    if value.type.window and not in_core_text(cx):
         value = cx.error("window-outside", "a window stands only under a reduction", s.value.span, help="reduce it in the same expression: `median(x → history(9))`")
     if s.name == "w":
         write_weight(cx, env, s, value)
@@ -309,8 +313,10 @@ def write_weight(cx: Context, env: Env, s: syntax.Assign, value: Value) -> None:
     t = cx.combine([Value(Ref("w", "builtin", GRID)), value], s.value.span, "`w ←`")
     if value.type.samples:
         cx.error("samples-in-state", "the weight has no samples", s.value.span, help="take `sample_mean(…)` first")
+    elif t is not None and states.is_stored(cx, value.expr, "weight", GRID):
+        cx.weight = value.expr
     elif t is not None:
-        stored = Apply("store", (value.expr,), GRID, ("weight",), span=s.span)
+        stored = Apply("store", (value.expr,), GRID, ("weight", "w"), span=s.span)
         cx.weight = cx.emit(env, env.sites.label(s, "value"), Value(stored), s.span).expr
     cx.wrote_weight = True
 
@@ -353,12 +359,14 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
             slot.value = Value(after(name, slot.value.expr, old_value.expr))
     if cx.weight is not weight and cx.weight is not None:
         cx.weight = after("w", cx.weight, weight or Ref("w", "builtin", GRID))
-    if instance(env).clock is not clock and clock is not None:
-        instance(env).clock = after("t", instance(env).clock or clock, clock)
+    if instance(env).clock is not clock:
+        instance(env).clock = cx.current[f"{instance(env).path}t"]
     for watch_label in inner_watches:
         cx.watches[watch_label] = after(watch_label, cx.watches[watch_label], Const(0.0))
         if env.guarded:
             cx.guarded_watches.append(watch_label)
+    for y in yields:
+        states.note_stored(cx, y)
     if yields:
         cx.block.append(ir.Every(label, count, start or count, tuple(inside), tuple(yields), span=s.span))
 

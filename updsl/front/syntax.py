@@ -56,7 +56,7 @@ class Argument(Node):
 
 @dataclass(frozen=True, slots=True)
 class Call(Node):
-    """`callee(arguments)`; in core text also `history.empty(n)`, `history.push(w, x)`, where callee is "history.push"."""
+    """`callee(arguments)`; in core text (core/show.py) also `core.push(w, x)` and others, where callee is "core.push"."""
 
     callee: str
     arguments: tuple[Argument, ...]

@@ -33,6 +33,8 @@ def declare(cx: Context, env: Env, item: syntax.StateItem) -> None:
     cx.states[name] = ir.State(name, cx.settle(init.expr) if closed else Const(0.0), t, item.dtype, span=item.span)
     me.names[-1][item.name] = Slot("state", init, item.name_span, name, me.depth)
     me.subtree.append(name)
+    if t.window:
+        return
     if not closed:
         first = expressions.elementwise(cx, "eq", [expressions.builtin(cx, env, syntax.Name("t", span=item.span)), Value(Const(1.0), 1.0)], item.span)
         now = expressions.read(cx, name, item)
@@ -113,16 +115,39 @@ def assign(cx: Context, env: Env, slot: Slot, label: str, value: Value, span: Sp
 
 def store(cx: Context, env: Env, name: str, label: str, value: Value, span: Span) -> None:
     """Round a value to the state's type; from here on the state reads it."""
+    cx.current[name] = cx.emit(env, label, Value(rounded(cx, name, value.expr, span)), span).expr
+
+
+def rounded(cx: Context, name: str, e: Expr, span: Span) -> Expr:
+    """The expression as a value of the state, which it may refine. What is rounded already is not rounded again."""
     state = cx.states[name]
-    if state.type.window:
-        cx.current[name] = cx.emit(env, label, Value(replace(value.expr, type=state.type)), span).expr  # type: ignore[type-var]
-        return
-    t = joined(state.type, value.type)
-    if t.scope != state.type.scope:
-        learn(cx, name, replace(t, boolean=state.type.boolean and value.type.boolean))
+    t = joined(state.type, e.type)
+    if t != replace(state.type, boolean=False):
+        learn(cx, name, replace(t, boolean=state.type.boolean and e.type.boolean))
         cx.states[name] = state = replace(state, type=cx.facts.states[name])
-    stored = Apply("store", (value.expr,), state.type, (state.dtype or "state",), span=span)
-    cx.current[name] = cx.emit(env, label, Value(stored), span).expr
+    if state.type.window or is_stored(cx, e, state.dtype or "state", state.type):
+        return e
+    return Apply("store", (e,), state.type, (state.dtype or "state", name), span=span)
+
+
+def is_stored(cx: Context, e: Expr, dtype: str, t: Type) -> bool:
+    """Whether a value has been rounded to this type already."""
+    match e:
+        case Ref(kind="state", name=name):
+            return e.type == t and (cx.states[name].dtype or "state") == dtype
+        case Ref(kind="builtin", name="w"):
+            return dtype == "weight"
+        case Ref(kind="value", name=name):
+            return cx.stored.get(name) == (dtype, t)
+        case _:
+            return False
+
+
+def note_stored(cx: Context, y: ir.Yield) -> None:
+    """What a block leaves is rounded if both its values are."""
+    for e in (y.inner, y.outer):
+        if isinstance(e, Ref) and e.kind == "value" and (known := cx.stored.get(e.name)) and all(is_stored(cx, x, *known) for x in (y.inner, y.outer)):
+            cx.stored[y.name] = known
 
 
 def reset(cx: Context, env: Env, s: syntax.Reset) -> None:
@@ -195,7 +220,8 @@ def start_clock(cx: Context, env: Env, me: Instance) -> None:
         if which != name and not is_shared(t):
             continue
         learn(cx, which, of)
-        cx.states[which] = ir.State(which, Const(0.0), of, span=me.rule.span)
+        start = Const(0.0) if which == name else Apply("spread", (Const(0.0),), of)
+        cx.states[which] = ir.State(which, start, of, span=me.rule.span)
         me.subtree.append(which)
         now = expressions.read(cx, which, me.rule)
         suffix = "@tensor" if which != name else ""
@@ -231,12 +257,11 @@ def freeze(cx: Context, env: Env, me: Instance, out: Value, weight_before: Expr 
         t = joined(condition.type, state.type)
         kept = Apply("select", (condition.expr, old, now), replace(t, boolean=state.type.boolean), span=span)
         inner = name.removeprefix(me.path)
-        label = f"{inner}.kept" if not inner.endswith("@tensor") else f"{inner.removesuffix('@tensor')}.kept@tensor"
-        store(cx, replace(env, rounds=""), name, label, Value(kept), span)
+        store(cx, replace(env, rounds=""), name, f"kept.{inner}", Value(kept), span)
     if cx.weight is not None and cx.weight is not weight_before:
         before = weight_before or Ref("w", "builtin", cx.weight.type)
         kept = Apply("select", (condition.expr, before, cx.weight), cx.weight.type, span=span)
-        cx.weight = cx.emit(env, "w.kept", Value(Apply("store", (kept,), cx.weight.type, ("weight",), span=span)), span).expr
+        cx.weight = cx.emit(env, "w.kept", Value(Apply("store", (kept,), cx.weight.type, ("weight", "w"), span=span)), span).expr
     if out.poisoned:
         return out
     return expressions.elementwise(cx, "select", [condition, Value(Const(0.0), 0.0), replace(out, static=None)], span)
