@@ -123,12 +123,10 @@ def check(files: tuple[str, ...], laws: bool, strict: bool, output: str) -> int:
 
 def _findings(file: str) -> tuple[list[str], list[Diagnostic]]:
     """The names of a file's laws, and what is wrong with it."""
-    from updsl.laws.check import check_module
-    from updsl.pipeline import from_file
+    from updsl.laws.check import check_file
 
     try:
-        module = from_file(file)
-        return check_module(module)
+        return check_file(file)
     except UpdslError as error:
         return [], error.diagnostics
 
@@ -231,7 +229,7 @@ def show(rule: str, after: str | None, source: str | None, tensors: tuple[str, .
 
 START = '''rule {name}(z_max = 2.5):
     """{name}: what it does, and the paper it comes from."""
-    norm per column → clip z > z_max → ema
+    return norm per column → clip z > z_max → ema
 
 law odd: rule(-g) == -rule(g)
 '''

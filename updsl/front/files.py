@@ -27,14 +27,19 @@ def library() -> Library:
 
 def load_module(name_or_path: str | os.PathLike[str]) -> Module:
     """The rule that a file stands for, given the file's path (with a folder or the ending .upd) or a name of the library."""
+    return make_module(open_unit(name_or_path))
+
+
+def open_unit(name_or_path: str | os.PathLike[str]) -> Unit:
+    """The parsed file of that path or name."""
     text = os.fspath(name_or_path)
     if is_path(text):
-        return make_module(read_unit(Path(text)))
+        return read_unit(Path(text))
     unit = library().find(text)
     if unit is None:
         help = f"`{text}` is a file here: write `{os.path.join('.', text)}`" if os.path.isfile(text) else did_you_mean(text, library().files)
         raise UpdslError(Diagnostic(UNKNOWN, f"the library has no rule `{text}`", help=help or "`updsl list` shows its rules; a file is given by its path"))
-    return make_module(unit)
+    return unit
 
 
 def is_path(text: str) -> bool:
