@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from updsl.core.diagnostic import UpdslError
 
 if TYPE_CHECKING:
+    from updsl.explanation import explain
     from updsl.runtime.compiled import compile
     from updsl.runtime.optimizer import Optimizer, optimizer
     from updsl.runtime.rule import Rule, library, load, parse
@@ -23,6 +24,7 @@ HOMES = {
     "parse": "updsl.runtime.rule",
     "library": "updsl.runtime.rule",
     "Rule": "updsl.runtime.rule",
+    "explain": "updsl.explanation",
     "compile": "updsl.runtime.compiled",
     "attach": "updsl.runtime.transform",
     "Optimizer": "updsl.runtime.optimizer",
@@ -30,7 +32,7 @@ HOMES = {
 }
 """Public name → the module it lives in."""
 
-__all__ = ["load", "parse", "library", "Rule", "compile", "attach", "Optimizer", "optimizer", "UpdslError"]
+__all__ = ["load", "parse", "library", "Rule", "explain", "compile", "attach", "Optimizer", "optimizer", "UpdslError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import Protocol
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Frame, Result, RuleState, Tensor
+from updsl.core.ir import Program, Ref, roots, walk
 from updsl.core.source import Source
 from updsl.front.elaborate import Elaborated, elaborate
 from updsl.front.files import library, load_module
@@ -32,6 +34,14 @@ class Engine:
     elaborated: Elaborated
     run: Backend
     name: str
+
+    def reads_weights(self, tensor: str) -> bool:
+        """Whether the Program of this tensor reads or writes w."""
+        return self._weights[self.elaborated.class_of[tensor]]
+
+    @cached_property
+    def _weights(self) -> tuple[bool, ...]:
+        return tuple(p.weight is not None or any(n.kind == "builtin" and n.name == "w" for n in reads(p)) for p in self.elaborated.programs)
 
     @property
     def source(self) -> dict[str, str]:
@@ -58,15 +68,27 @@ def to_engine(
     there is a learning rate; `watches`: whether steps give the rule's watches."""
     name = to_backend(backend)
     programs = elaborate(module, tensors, params, overridden, lr)
-    if not watches:
-        programs = replace(programs, programs=tuple(replace(p, watches=()) for p in programs.programs))
+    programs = replace(programs, programs=tuple(with_what_is_read(p if watches else replace(p, watches=())) for p in programs.programs))
     if name == "interpret":
         from updsl.back.interpret import Interpreter
 
         return Engine(programs, Interpreter(programs.programs, programs.class_of, tensors), name)
-    from updsl.back.torch_source import TorchBackend
+    from updsl.back.torch_exec import TorchBackend
 
-    return Engine(programs, TorchBackend(programs.programs, programs.class_of, tensors, inductor=name == "inductor"), name)
+    return Engine(programs, TorchBackend(programs.programs, programs.class_of, tensors, compiled=name == "inductor"), name)
+
+
+def with_what_is_read(program: Program) -> Program:
+    """Without the inputs that this class of tensors does not read; samples are read for their number too."""
+    names = {n.name for n in reads(program) if n.kind == "input"}
+    counts = any(n.kind == "builtin" and n.name == "batch" for n in reads(program))
+    return replace(program, inputs=tuple(i for i in program.inputs if i.name in names or (counts and i.kind == "samples")))
+
+
+def reads(program: Program) -> Iterator[Ref]:
+    """Every reference of a Program."""
+    inits = (s.init for s in program.states if s.init is not None)
+    return (n for e in (*roots(program), *inits) for n in walk(e) if isinstance(n, Ref))
 
 
 def to_backend(backend: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Array, Frame, Tensor
-from updsl.core.ir import Ref, roots, walk
 from updsl.front.module import Constant, Module, applied, nodes
 from updsl.front.syntax import Name
 from updsl.pipeline import Engine
@@ -108,17 +107,10 @@ def frame(
     lrs = {i: lr if group.lr is None else group.lr for i, group in enumerate(here.groups)} if here.has_lr(lr) else {}
     g = {t.name: g[t.name] for t in here.tensors if t.name in g}
     w = {name: w[name] for name in g if name in w}
-    lacking = next((name for name in g if name not in w and reads_weights(engine, engine.elaborated.class_of[name])), None)
+    lacking = next((name for name in g if name not in w and engine.reads_weights(name)), None)
     if lacking is not None:
         raise UpdslError(Diagnostic("missing-weights", f"`{module.name}` reads w, and the weight of `{lacking}` is not given", help="pass `params=`"))
     return Frame(g, w, dict(here.group_of), lrs, params, {k: dict(v) for k, v in inputs.items()}, batch, seed)
-
-
-def reads_weights(engine: Engine, of: int) -> bool:
-    """Whether the Program of this tensor class reads or writes w."""
-    program = engine.elaborated.programs[of]
-    exprs = [*roots(program), *(s.init for s in program.states if s.init is not None)]
-    return program.weight is not None or any(isinstance(n, Ref) and n.kind == "builtin" and n.name == "w" for e in exprs for n in walk(e))
 
 
 def reads_names(module: Module) -> bool:

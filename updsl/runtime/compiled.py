@@ -15,7 +15,7 @@ from updsl.runtime.commit import uninterrupted, writable, write
 from updsl.runtime.inputs import inputs_of
 from updsl.runtime.parameters import set_later
 from updsl.runtime.reference import over_tensors
-from updsl.runtime.rule import Rule, from_samples, run, start, to_rule
+from updsl.runtime.rule import Rule, from_samples, start, to_rule
 from updsl.runtime.state import State
 
 
@@ -83,7 +83,7 @@ class Compiled:
         writable(written, "the gradient")
         if module.writes_weights:
             writable({name: self.params[name] for name in g}, "the memory")
-        result = run(engine, self.state.kept, now)
+        result = engine.run.step(self.state.kept, now)
         self._commit(result, written)
         return result.watches
 

@@ -21,7 +21,7 @@ from updsl.runtime.mirror import Mirror
 from updsl.runtime.nonfinite import Guard
 from updsl.runtime.parameters import set_later
 from updsl.runtime.reference import over_tensors
-from updsl.runtime.rule import Rule, from_samples, run
+from updsl.runtime.rule import Rule, from_samples
 
 FLOATS = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
@@ -142,7 +142,7 @@ class Driver:
         admitted, finite = self.guard.admit(now) if now.g else (now, None)
         result = None
         if admitted is not None:
-            result = self.guard.review(self.state, admitted, run(engine, self.state, admitted), finite)
+            result = self.guard.review(self.state, admitted, engine.run.step(self.state, admitted), finite)
         if admitted is None or result is None:
             self.inputs = {}
             return None

@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from updsl import pipeline
 from updsl.core.diagnostic import Diagnostic, UpdslError
-from updsl.core.frame import Frame, Result, RuleState
+from updsl.core.frame import RuleState
 from updsl.front.elaborate import check_text
 from updsl.front.module import Constant, Module
 from updsl.runtime import arrays
@@ -156,16 +156,9 @@ def advance(
     found, batch = inputs_of(rule.module, engine, here, g, inputs, convert)
     w = {name: convert(x) for name, x in arrays.weights(named(params), g, here).items()} if params is not None else {}
     now = frame(rule.module, engine, here, values, lr, g, w, found, batch, state.seed)
-    result = run(engine, state.kept, now)
+    result = engine.run.step(state.kept, now)
     out = result.out | {name: convert(grads[name]) for name in here.empty if grads and grads.get(name) is not None}
     return out, State(here, state.seed, result.state), result.weights, result.watches
-
-
-def run(engine: pipeline.Engine, kept: RuleState, now: Frame) -> Result:
-    """One step of the engine. Where no tensor takes part it is none: everything stays."""
-    if not now.g:
-        return Result({}, {} if any(p.weight is not None for p in engine.elaborated.programs) else None, {}, kept)
-    return engine.run.step(kept, now)
 
 
 def from_samples(rule: Rule, here: Layout, grads: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -200,8 +193,5 @@ def to_rule(rule_or_name: Rule | str | os.PathLike[str], params: Mapping[str, An
 
 def library() -> dict[str, str]:
     """{name: one line of documentation} of every rule of the library, in alphabetical order."""
-    found = {}
-    for name in sorted(pipeline.library().files):
-        lines = pipeline.from_file(name).doc.strip().splitlines()
-        found[name] = lines[0].strip() if lines else ""
-    return found
+    rules = pipeline.library().rules
+    return {name: next(iter((rules[name].doc or "").strip().splitlines()), "").strip() for name in sorted(rules)}
