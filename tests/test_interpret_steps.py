@@ -323,6 +323,18 @@ def test_elementwise_on_windows():
     close(out, [2 / 10 + 4 / 16 + 1000 * 0, 8 / 10 + 12 / 16 + 1000 * 0])
 
 
+def test_conditions_on_windows_count_as_numbers():
+    state, push, commit = history(G, 3)
+    window = value("h now", state.type)
+    up, big = apply("gt", window, 0), apply("gt", window, 2)
+    found = over_time("sum", apply("neg", apply("sub", up, big)))
+    rule = Rule(
+        program([push, ("n", found), ("m", over_time("mean", apply("and", up, big)))], apply("add", value("n", GRID), value("m", GRID)), [state], [commit]),
+        shapes={"v": (1,)},
+    )
+    assert [float(rule.step({"v": [x]}).out["v"][0]) for x in (1.0, 3.0, -1.0, 5.0)] == [-1, -0.5, -1 + 1 / 3, 2 / 3]
+
+
 def test_dot_of_a_window_with_a_number():
     state, push, commit = history(G, 2)
     found = over_time("dot", value("h now", state.type), G)

@@ -7,6 +7,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from updsl.core import numeric
 from updsl.core.ops import OPS, REDUCTIONS
@@ -342,6 +344,22 @@ def test_reduction_of_each_row(name):
         found = OPS[name].reference(*rows)
         assert found.shape == (2,)
         np.testing.assert_array_equal(found, np.stack([OPS[name].reference(*x)] * 2))
+
+
+NUMBERS = st.lists(st.floats(-1e150, 1e150) | st.sampled_from([0.0, 1.0, -1.0, NAN, INF, -INF]), min_size=1, max_size=9)
+
+
+@pytest.mark.parametrize("name", [op.name for op in OPS.values() if op.kind == "reduction" and not op.conditions])
+@given(x=NUMBERS, y=NUMBERS, q=st.floats(0, 1))
+def test_reduction_of_drawn_cells(name, x, y, q):
+    """To rounding: of the result, or of the sums that it is the difference of."""
+    n = min(len(x), len(y))
+    case = (x, q) if OPS[name].numbers else (x[:n], y[:n]) if len(OPS[name].args) == 2 else (x,)
+    with np.errstate(all="ignore"):
+        found = OPS[name].reference(*map(np.array, case))
+    most = [max((abs(v) for v in c if math.isfinite(v)), default=0.0) for c in (x, y)]
+    scale = {"var": most[0] ** 2, "dot": most[0] * most[1], "cosine": 1.0, "norm": 0, "rms": 0}.get(name, most[0])
+    np.testing.assert_allclose(found, REDUCED[name](*case), rtol=1e-13, atol=scale * 1e-14 + SMALLEST)
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 3, 4, 0.5, 100, 1000])

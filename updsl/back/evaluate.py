@@ -112,7 +112,8 @@ class Moment:
         """The value of e, spread to `type_`."""
         x, sizes = self.evaluate(e, at), self.sizes_at(at)
         if isinstance(x, Window):
-            return spread_window(x, e.type, type_, sizes)
+            wide = spread_window(x, e.type, type_, sizes)
+            return Window(typed(wide.slots, type_), wide.count)
         return typed(spread(x, e.type, type_, sizes), type_)
 
     def array(self, e: Expr, type_: Type, at: Place) -> Array:
@@ -219,7 +220,7 @@ class Moment:
                 return meaning(op)(*operands)
 
     def matrix(self, op: Op, e: Apply, at: Place) -> Array:
-        """A function of the grids of the operands; of each sample on its own."""
+        """A function of the grids of the operands, of each sample on its own."""
         static = dict(zip(op.static, e.static, strict=True))
         wanted = [replace(a.type, boolean=False) if name in op.numbers else as_matrix(a.type) for name, a in zip(op.args, e.args, strict=True)]
         if not e.type.samples:
@@ -229,7 +230,7 @@ class Moment:
         return np.array(found, np.float64).reshape(self.sizes_at(at).shape(e.type))
 
     def draw(self, op: Op, e: Apply, at: Place) -> Array:
-        """From the words of each cell; the same for all samples."""
+        """From the words of each cell, which are the same for all samples."""
         sizes = self.sizes_at(at)
         name = at.name if "T" in e.type.scope.indices else ""
         words = rng.words(self.frame.seed, self.run, name, e.static[0], np.arange(prod(sizes.cells(e.type))))
