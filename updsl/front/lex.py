@@ -301,7 +301,10 @@ class Lexer:
         elif text == ".":
             self.dot(start)
         else:
-            self.error("unknown-symbol", f"`{text}` is not a symbol of the language", start, start + 1, FOREIGN.get(folded))
+            named = bool(self.tokens) and self.tokens[-1].type == "NAME" and self.tokens[-1].end == start
+            parts = [FOREIGN.get(folded), "a name is made of letters, digits, `_` and combining marks" if named and not text.isascii() else None]
+            help_ = "; ".join(p for p in parts if p) or None
+            self.error("unknown-symbol", f"`{text}` is not a symbol of the language", start, start + 1, help_)
 
     def dot(self, start: int) -> None:
         after = re.match(r"\d+", self.source.text[start + 1 : start + 1 + MAX_NUMBER])

@@ -130,10 +130,10 @@ class Feeder:
             if self.tokens[i].type not in ("INDENT", "DEDENT", "$END"):
                 stop = next(k for k in range(i, len(self.tokens)) if self.tokens[k].type in ("NEWLINE", "$END"))
             before, k = self.parser.copy(deepcopy_values=False), i
+            if any(t.type == "ERROR" for t in self.tokens[i:stop]):
+                i = self.in_its_place(before, i, stop)
+                continue
             try:
-                if any(t.type == "ERROR" for t in self.tokens[i:stop]):
-                    i = self.in_its_place(before, i, stop)
-                    continue
                 for k in range(i, stop + 1):
                     if k not in self.ignored:
                         tree = feed(self.parser, self.tokens[k])
@@ -157,7 +157,7 @@ class Feeder:
             return self.without_block(i)
         if kind == "INDENT":
             return self.indented(k)
-        if kind == "DEDENT":
+        if kind == "DEDENT" and "RETURN" in fits:
             self.feed("RETURN INF NEWLINE", i)
             return i
         return self.in_its_place(before, i, stop)
@@ -168,10 +168,7 @@ class Feeder:
         if "DEDENT" not in self.parser.accepts():
             self.feed("RETURN INF NEWLINE", i)
         self.feed("DEDENT", i)
-        if self.tokens[i].type not in self.parser.accepts():
-            while self.tokens[i].type not in DECLARATIONS | {"DEDENT", "$END"}:
-                i += 1
-        return i
+        return i if self.tokens[i].type in self.parser.accepts() else self.next_declaration(i)
 
     def indented(self, i: int) -> int:
         """A block that no line opens: passed over below a line that did not fit or if it goes on with that line, else read as part of the block around it."""
@@ -190,17 +187,25 @@ class Feeder:
         fits = before.accepts()
         first, opens = self.tokens[i].type, stop + 1 < len(self.tokens) and self.tokens[stop + 1].type == "INDENT"
         no_body = all(t.type != "EQUAL" for t in self.tokens[i:stop]) or self.tokens[stop - 1].type == "COLON"
-        if opens and first in HEADERS and first in fits and no_body:
+        if opens and no_body and first in HEADERS and HEADERS[first].split()[0] in fits:
             self.feed(HEADERS[first], i)
         elif "RETURN" in fits:
             self.feed("RETURN INF NEWLINE", i)
         elif "USE" in fits:
             self.feed("USE NAME NEWLINE", i)
             if first not in DECLARATIONS:
-                return next(k for k in range(stop + 1, len(self.tokens)) if self.tokens[k].type in DECLARATIONS | {"$END"})
+                return self.next_declaration(stop + 1)
         elif "INF" in fits:
             self.feed("INF COLON NEWLINE" if opens else "INF COLON INF NEWLINE", i)
         return stop + 1
+
+    def next_declaration(self, i: int) -> int:
+        """Where the next declaration begins, or the block ends that i is in."""
+        depth = 0
+        while self.tokens[i].type != "$END" and (depth or self.tokens[i].type not in DECLARATIONS | {"DEDENT"}):
+            depth += (self.tokens[i].type == "INDENT") - (self.tokens[i].type == "DEDENT")
+            i += 1
+        return i
 
     def feed(self, types: str, i: int) -> None:
         at = self.tokens[i].start

@@ -85,7 +85,19 @@ class Reader:
         return Diagnostic(code, message, Span(self.source, at.start, at.end), notes=(note,) if note else (), help=help_)
 
     def diagnostic(self) -> Diagnostic:
-        questions = (self.block, self.line_end, self.sign, self.outside, self.statement, self.looseness, self.word, self.missing_word, self.list, self.operand)
+        questions = (
+            self.block,
+            self.line_end,
+            self.sign,
+            self.outside,
+            self.statement,
+            self.looseness,
+            self.word,
+            self.missing_word,
+            self.name,
+            self.list,
+            self.operand,
+        )
         for ask in questions:
             found = ask()
             if found is not None:
@@ -95,6 +107,8 @@ class Reader:
     def what_fits(self) -> str | None:
         """A list of what would fit, kinds of things before single ones."""
         rest, found = set(self.fits), []
+        if "PER" in self.types[-2:]:
+            rest.discard("LPAR")
         for needed, name, kinds in (
             ({"NAME", "NUMBER", "LPAR"}, "an expression", OPERANDS),
             ({"PLUS", "STAR"}, "an operator", OPERATORS),
@@ -216,7 +230,7 @@ class Reader:
         match self.token.type:
             case "ASSIGN" if "ORDER" in self.fits:
                 return self.arrow()
-            case "EQUAL" if "EQUALITY" in self.fits and "NEWLINE" not in self.fits:
+            case "EQUAL" if "EQUALITY" in self.fits and self.types != ["NAME"]:
                 return self.make("equal-or-compare", "`=` gives a name its value", "write `==` to compare")
             case "EQUALITY" if "EQUAL" in self.fits:
                 return self.make("equal-or-compare", f"{self.shown} compares", "write `=` to give a name its value")
@@ -226,6 +240,14 @@ class Reader:
                 return self.make("unexpected", "`[` begins a list, which stands only in examples, and in bounds after `in`", "write `(` for brackets")
             case "LSQB" if self.before and self.before.type in ENDS_OPERAND and "PLUS" in self.fits:
                 return self.make("unexpected", "a tensor has no indices", "name the cells by a scope: `norm(g) per row`")
+            case "COLON" if "PLUS" in self.fits:
+                return self.make("unexpected", "`:` opens a block, or gives an arm of a `match`", "delete it; a value is given by `=`")
+            case "COMMA" if "PLUS" in self.fits and "NEWLINE" in self.fits:
+                return self.make(
+                    "unexpected", "`,` stands between arguments, in brackets", "one expression has one value; write another statement for the next"
+                )
+            case kind if kind in STATEMENTS | DECLARATIONS and "NEWLINE" in self.fits and self.before:
+                return self.make("unexpected", "a statement ends with its line", f"begin a new line before {self.shown}")
             case "DOC":
                 return self.make("documentation", "documentation stands first in the block of a rule", "move it there; a comment begins with `#`")
             case _:
@@ -275,7 +297,7 @@ class Reader:
             message = f"an expression is missing between `{after}` and `{word}`" if after else f"`{word}` begins no expression"
             return self.make("unexpected", message, note=other)
         if after == "per":
-            return self.make("unexpected", f"a scope is missing between `per` and `{word}`", note=SCOPES)
+            return self.name()
         return self.make("reserved-word", f"`{word}` is a reserved word, and cannot be a name", f"choose another name, such as `{word}_`")
 
     def missing_word(self) -> Diagnostic | None:
@@ -290,6 +312,23 @@ class Reader:
             return self.make("unexpected", "a function has parameters in brackets", f"write `fn {self.line[1].text}(x) = …`")
         if "COLON" in self.fits and self.types[:1] in (["LAW"], ["EXAMPLE"]) and len(self.line) < 3:
             return self.make("unexpected", f"`:` is missing before {self.shown}", "write `law NAME: claim` or `example: stream gives stream`")
+        return None
+
+    def name(self) -> Diagnostic | None:
+        """A name, or the `=` after one, ought to stand here."""
+        if self.before is None and self.token.type in ("EQUAL", "ASSIGN"):
+            return self.make("unexpected", f"a name is missing before {self.shown}")
+        if self.before is None or self.token.type in BLANK:
+            return None
+        if self.types[0] == "RULE" and {"COLON", "EQUAL"} <= self.fits:
+            return self.make("unexpected", f"`:` or `=` is missing before {self.shown}", "write `rule r:` before a block, `rule r = …` before an expression")
+        between = f"between `{self.written(self.before)}` and {self.shown}"
+        if self.before.type == "PER" and "NAME" in self.fits:
+            return self.make("unexpected", f"a scope is missing {between}", note=SCOPES)
+        if "NAME" in self.fits and "NUMBER" not in self.fits:
+            return self.make("unexpected", f"a name is missing {between}")
+        if self.fits <= {"EQUAL", "ABOUT"}:
+            return self.make("unexpected", f"`=` is missing {between}", f"write `{self.written(self.line[0], self.before)} = …`")
         return None
 
     # --- lists and operands ---
