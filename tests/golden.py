@@ -17,8 +17,8 @@ BACKENDS = ("interpret", "torch", "inductor")
 
 @dataclass(frozen=True)
 class Case:
-    """A golden file and what equals it. compare: "out" (the gradient after the rule), "w" (the weights after each step; where the rule does not write
-    them, w - lr·out), or both. inputs: rule input → kind of the file's array. left_out: tensors that the rule treats differently, with the reason in
+    """A golden file and what equals it. compare: kinds of its arrays: "out" (the gradient after the rule; "clip" too, after a part of it), "w" (the weights
+    after each step; where the rule does not write them, w - lr·out). inputs: rule input → kind of the file's array. left_out: tensors that the rule treats differently, with the reason in
     docs/language-limits.md. gradient: the kind of the array that is the rule's gradient."""
 
     file: str
@@ -56,6 +56,21 @@ CASES = (
     Case("lion", "lion", ("w",), {"weight_decay": 0.1}, lr=0.001),
     Case("muon-keller_f64", "muon", ("w",), {"weight_decay": 0.1}, lr=0.02),
     Case("stable_spam-gap0", "stable_spam", ("w",), {"gap": OFF}, lr=0.01),
+    Case("stable_spam-gap0", "adaclip", ("clip",)),
+    Case("spam-gap25", "spam", ("w",), {"warmup": 8, "threshold": 50, "gap": 25, "accumulate": 5}, lr=0.01),
+    Case("spam-gap25", "spam_clip", ("out",), {"threshold": 50, "gap": 25, "accumulate": 5}),
+    Case("swan-centered", "swan_centered", ("w",), lr=0.01),
+    Case("dbmtl-beta0", "balance", ("out",), {"beta": 0, "sigma": 0}, gradient="task0",
+         inputs={"task0": "task0", "task1": "task1", "task2": "task2", "loss0": "loss[0]", "loss1": "loss[1]", "loss2": "loss[2]"}),
+    Case("odice", "orthogonal_gradient", ("out",), inputs={"backward": "g2", "linear": "lin"}),
+    Case("adagrad", "adagrad", ("w",), {"lr_decay": 0.01, "initial": 0.1, "weight_decay": 0.01}, lr=0.1),
+    Case("lamb-timm", "lamb", ("w",), lr=0.01),
+    Case("adamp", "adamp", ("w",), {"weight_decay": 0.1}, lr=0.01),
+    Case("diffgrad", "diffgrad", ("w",), lr=0.01),
+    Case("conda-f64", "conda", ("w",), {"beta2": 0.99, "gap": 10}, lr=0.01),
+    Case("galore-f64", "galore_with", ("w",), {"beta2": 0.99}, lr=0.01, inputs={"P": "P@"}),
+    Case("dpsgd-flat-nonoise", "dp_sgd", ("out",), {"max_norm": 1.3, "noise": 0}, inputs={"samples": "g"}),
+    Case("autodp-autos-alllayer", "auto_s_with", ("out",), {"noise": 0.7}, inputs={"samples": "g", "draw": "z"}),
 )
 
 
@@ -80,7 +95,8 @@ def errors(case: Case, backend: str) -> Iterator[tuple[str, int, str, float]]:
     _, arrays = load(case.file)
     shapes = tensors_of(arrays, case.gradient, 0)
     names = [n for n in shapes if n not in case.left_out]
-    initial = {n: w for n, w in tensors_of(arrays, "w", "init").items() if n in names} or {n: np.zeros(tensors_of(arrays, "out", 0)[n].shape) for n in names}
+    initial = tensors_of(arrays, "w", "init") or {n: np.zeros_like(a) for n, a in tensors_of(arrays, "out", 0).items()}
+    initial = {n: initial[n] for n in names}
     stepper = make_stepper(case, backend, initial)
     step = 0
     while g := {n: a for n, a in tensors_of(arrays, case.gradient, step).items() if n in names}:
@@ -90,18 +106,18 @@ def errors(case: Case, backend: str) -> Iterator[tuple[str, int, str, float]]:
             for n, expected in tensors_of(arrays, what, step).items():
                 if n in names:
                     scale = np.max(np.abs(expected)) or 1.0
-                    yield what, step, n, float(np.max(np.abs(found[what][n] - expected)) / scale)
+                    yield what, step, n, float(np.max(np.abs(found["w" if what == "w" else "out"][n] - expected)) / scale)
         step += 1
 
 
 def inputs_at(arrays: Mapping[str, np.ndarray], kind: str, step: int, names: list[str]) -> Any:
-    """An input of one step: a number if the file has one for the step, else tensor → array. A kind with "@" holds its latest stored value."""
+    """An input of one step: tensor → array, or of "kind[i]" the i-th number. Of "kind@", which is stored at some steps only, the latest."""
+    kind, _, index = kind.partition("[")
     held = kind.removesuffix("@")
-    if held != kind:
-        while not tensors_of(arrays, held, step):
-            step -= 1
+    while kind != held and not tensors_of(arrays, held, step):
+        step -= 1
     at = tensors_of(arrays, held, step)
-    return at[""] if "" in at else {n: a for n, a in at.items() if n in names}
+    return float(at[""][int(index[:-1])]) if index else {n: a for n, a in at.items() if n in names}
 
 
 class Stepper:
@@ -127,7 +143,7 @@ class Interpreted(Stepper):
         self.state = self.rule.interpret.init(self.w)
 
     def step(self, g: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-        out, self.state, weights, _ = self.rule.interpret.update(g, self.state, self.w, lr=self.case.lr, **given)
+        out, self.state, weights, _ = self.rule.interpret.update(None if "samples" in given else g, self.state, self.w, lr=self.case.lr, **given)
         return self.after(out, weights)
 
 
@@ -148,8 +164,7 @@ class Compiled(Stepper):
         return {n: self.to_torch(a) for n, a in x.items()} if isinstance(x, Mapping) else self.torch.tensor(np.asarray(x), dtype=self.torch.float64)
 
     def step(self, g: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-        samples = self.rule.inputs.get("samples") == "samples"
-        grads = {n: self.to_torch(x.mean(0) if samples else x) for n, x in g.items()}
+        grads = {n: self.to_torch(x.mean(0) if "samples" in given else x) for n, x in g.items()}
         self.compiled.step(grads, lr=self.case.lr, **{n: self.to_torch(x) for n, x in given.items()})
         out = {n: x.numpy().copy() for n, x in grads.items()}
         found = self.after(out, {n: x.numpy().copy() for n, x in self.params.items()} if self.rule.writes_weights else None)
