@@ -9,7 +9,7 @@ import numpy as np
 
 from updsl.back.interpret import Interpreter
 from updsl.core.frame import Frame, RuleState, Tensor
-from updsl.core.ir import Apply, Binding, Const, Input, Program, Reduce, Ref, Type, Watch, joined, on_grid
+from updsl.core.ir import Apply, Binding, Const, Every, Input, Program, Reduce, Ref, Type, Watch, joined, on_grid
 from updsl.core.ops import OPS
 from updsl.core.scope import ALL, COLUMN, ELEMENT, GROUP, ROW, TENSOR, block
 
@@ -62,6 +62,14 @@ def spread(x, type_=GRID):
 
 G, W, LR = builtin("g"), builtin("w"), builtin("lr", Type(GROUP))
 RUN, T = builtin("t", Type(ALL)), builtin("t", Type(TENSOR))
+
+
+def mask(scope, k, percent=False, of=G):
+    return Apply("largest", (of, expr(k)), Type(of.type.scope, of.type.rows, of.type.cols, of.type.samples, boolean=True), (scope, percent))
+
+
+def every(count, start, body, *yields, name="every"):
+    return Every(name, count, start, tuple(Binding(*s) if isinstance(s, tuple) else s for s in body), tuple(yields))
 
 
 def program(body=(), out=G, states=(), commits=(), weight=None, returns=True, watches=(), inputs=()):

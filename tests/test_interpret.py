@@ -26,6 +26,7 @@ from handmade import (
     draw,
     expr,
     kind,
+    mask,
     program,
     reduce,
     same,
@@ -187,10 +188,6 @@ def test_parameters_and_learning_rates_of_groups():
         lr={0: 0.5, 1: np.float32(0.25)},
     )
     same(rule.step({"x": [1.0], "y": [1.0]}).out, {"x": np.array([12.5]), "y": np.array([13.25])})
-
-
-def mask(scope, k, percent=False, of=G):
-    return Apply("largest", (of, expr(k)), Type(of.type.scope, of.type.rows, of.type.cols, of.type.samples, boolean=True), (scope, percent))
 
 
 @pytest.mark.parametrize("scope", LOCAL, ids=str)

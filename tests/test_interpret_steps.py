@@ -23,6 +23,7 @@ from handmade import (
     cells,
     close,
     draw,
+    every,
     expr,
     given,
     kind,
@@ -34,7 +35,7 @@ from handmade import (
     value,
 )
 
-from updsl.core.ir import Apply, Binding, Const, Every, Input, Reduce, Ref, State, Type, Yield, joined, on_grid
+from updsl.core.ir import Apply, Const, Input, Reduce, Ref, State, Type, Yield, joined, on_grid
 from updsl.core.ops import OPS
 from updsl.core.scope import ALL, COLUMN, ELEMENT, GROUP, ROW, TENSOR, block
 
@@ -201,10 +202,6 @@ def test_a_number_is_spread_over_the_tensor():
 
 
 # --- every -----------------------------------------------------------------------------------------------------------
-
-
-def every(count, start, body, *yields, name="every"):
-    return Every(name, count, start, tuple(Binding(*s) if isinstance(s, tuple) else s for s in body), tuple(yields))
 
 
 def ticking(type_, count, start):
