@@ -102,6 +102,7 @@ class Env:
     population: str = ""
     guarded: bool = False
     calls: tuple[str, ...] = ()
+    in_law: bool = False
 
 
 @dataclass

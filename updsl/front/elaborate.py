@@ -53,7 +53,7 @@ def elaborate(module: Module, tensors: Sequence[Tensor], parameters: Mapping[str
     """
     constants = {n for n, p in module.parameters.items() if isinstance(p.default, (bool, str)) or isinstance(parameters[n], (bool, str))}
     counts: dict[str, int] = {"": len(tensors)}
-    with _deep_recursion():
+    with deep_recursion():
         for _ in range(MAX_PASSES):
             before, known = dict(counts), set(constants)
             walked = _walk_all(module, tensors, parameters, overridden, lr, counts, constants)
@@ -171,7 +171,7 @@ def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequen
     """Mistakes of the text that show without a model, and its constant parameters: mistakes in names wherever they stand, and others that every probe shape shows."""
     constants = {n for n, p in module.parameters.items() if isinstance(parameters[n], (bool, str))}
     by_probe: list[tuple[Diagnostic, ...]] = []
-    with _deep_recursion():
+    with deep_recursion():
         for shape in PROBES:
             for name in names:
                 for _ in range(MAX_PASSES):
@@ -180,10 +180,10 @@ def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequen
                     if constants == known:
                         break
                 by_probe.append(walked.diagnostics)
-    return _of_text(by_probe), frozenset(constants)
+    return of_text(by_probe), frozenset(constants)
 
 
-def _of_text(by_probe: list[tuple[Diagnostic, ...]]) -> list[Diagnostic]:
+def of_text(by_probe: list[tuple[Diagnostic, ...]]) -> list[Diagnostic]:
     """What every probe shows, and mistakes in names from any; one for each place."""
     found: dict[tuple, Diagnostic] = {}
     for probe in by_probe:
@@ -196,7 +196,7 @@ def _of_text(by_probe: list[tuple[Diagnostic, ...]]) -> list[Diagnostic]:
 
 
 @contextmanager
-def _deep_recursion():
+def deep_recursion():
     """Room for the deepest tree that the parser's caps allow."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, 20_000))

@@ -24,6 +24,8 @@ def call(cx: Context, env: Env, e: syntax.Call, whole: bool, site: syntax.Node |
     site = site or e
     if env.sites.applies_rule(e, whole):
         return statements.apply_rule(cx, env, e, e.callee, e.arguments, e.callee_span)
+    if e.callee == "rule" and env.in_law:
+        return apply_to_stream(cx, env, e)
     own = env.unit.fns.get(e.callee)
     if e.callee.startswith("core."):
         return core_text.call(cx, env, e)
@@ -47,6 +49,19 @@ def library_names(unit: Unit) -> list[str]:
 
 def suggestion(name: str, choices: list[str]) -> str | None:
     return did_you_mean(name, [*choices, "clip"])
+
+
+def apply_to_stream(cx: Context, env: Env, e: syntax.Call) -> Value:
+    """`rule(stream)`: what the rule gives on another stream."""
+    if len(e.arguments) != 1 or e.arguments[0].name:
+        return cx.error("missing-argument", "`rule` takes one stream: `rule(k*g)`", e.span, help="write `rule(-g)`, `rule(rule(g))`")
+    grid = Type(ELEMENT, "rows", "cols")
+    stream = expressions.expression(cx, env, e.arguments[0].value)
+    if stream.poisoned:
+        return POISON
+    if not (cx.agree(stream.type.rows, "rows") and cx.agree(stream.type.cols, "cols")) or stream.type.samples:
+        return cx.error("grid-mismatch", f"the stream of `rule(…)` is {cx.describe(stream.type)}, and gradients are {cx.describe(grid)}", e.arguments[0].span, help="give a stream of the gradient's own grid")
+    return Value(Ref("out", "value", grid, span=e.span))
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------

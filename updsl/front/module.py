@@ -176,25 +176,22 @@ def make_module(unit: Unit) -> Module:
     """The rule that the unit stands for, with its declarations checked. Raises UpdslError on a mistake in the declarations."""
     found = list(declaration_mistakes(unit))
     if unit.main is None:
-        found.append(
-            Diagnostic(
-                "no-rule", "no rule here", Span(unit.source, 0, 0), help="a rule file is a pipeline such as `norm per column → ema`, or declares `rule NAME: …`"
-            )
-        )
-    if found:
+        found.append(Diagnostic("no-rule", "no rule here", Span(unit.source, 0, 0), help="a rule file is a pipeline such as `norm per column → ema`, or declares `rule NAME: …`"))
+    if found or unit.main is None:
         raise UpdslError(found)
-    rule = unit.main
-    assert rule is not None
+    return module_of(unit, unit.main)
+
+
+def module_of(unit: Unit, rule: syntax.Rule) -> Module:
+    """One of a unit's rules as what the unit stands for. Raises UpdslError if it applies itself, or has bad parameters or inputs."""
     circle = next(applied_in_circle(rule, unit), None)
     if circle:
         raise UpdslError(circle)
     parameters = dict(_parameters(rule))
-    inputs = {i.name: i.scope.name if i.scope else i.kind for i in _inputs(rule, unit, set())}
+    inputs = {i.name: i.scope.name if i.scope else i.kind for i in input_items(rule, unit)}
     clash = next((parameters[n] for n in inputs if n in parameters), None)
     if clash:
-        raise UpdslError(
-            Diagnostic("shadowed-name", f"`{clash.name}` is a parameter here and an input of a stage", clash.span or rule.span, help="rename the parameter")
-        )
+        raise UpdslError(Diagnostic("shadowed-name", f"`{clash.name}` is a parameter here and an input of a stage", clash.span or rule.span, help="rename the parameter"))
     return Module(unit, rule, parameters, inputs, writes_weights(rule, unit))
 
 
@@ -351,7 +348,9 @@ def applied_in_circle(rule: syntax.Rule, unit: Unit, within: tuple[syntax.Rule, 
     done.add(id(rule))
 
 
-def _inputs(rule: syntax.Rule, unit: Unit, seen: set[int]) -> Iterator[syntax.InputItem]:
+def input_items(rule: syntax.Rule, unit: Unit, seen: set[int] | None = None) -> Iterator[syntax.InputItem]:
+    """The inputs that a rule and all it applies declare; a stage's inputs become the main rule's."""
+    seen = set() if seen is None else seen
     if id(rule) in seen:
         return
     seen.add(id(rule))
@@ -359,7 +358,7 @@ def _inputs(rule: syntax.Rule, unit: Unit, seen: set[int]) -> Iterator[syntax.In
         if isinstance(node, syntax.InputItem):
             yield node
     for _, other, home in applied(rule, unit):
-        yield from _inputs(other, home, seen)
+        yield from input_items(other, home, seen)
 
 
 def writes_weights(rule: syntax.Rule, unit: Unit) -> bool:

@@ -1,25 +1,64 @@
-"""What is wrong with a rule file: its text, and its examples."""
+"""What is wrong with a rule file: its declarations, every rule's text, the names and scopes of its laws, and its examples."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from os import PathLike
 
-from updsl.core.diagnostic import Diagnostic
+from updsl.core.diagnostic import Diagnostic, UpdslError
+from updsl.core.source import Span
 from updsl.front import syntax
+from updsl.front.context import NAME_CODES
+from updsl.front.claims import law_mistakes, laws_of
 from updsl.front.elaborate import check_text
 from updsl.front.files import open_unit
-from updsl.front.module import declaration_mistakes, make_module
+from updsl.front.module import Constant, Module, Unit, applied, declaration_mistakes, module_of
+from updsl.laws.examples import example_mistakes
 
 
 def check_file(name_or_path: str | PathLike[str]) -> tuple[list[str], list[Diagnostic]]:
-    """The names of the file's laws, and every mistake found in it. Raises UpdslError where there is nothing to check.
-
-    A file that only declares functions stands for no rule; its declarations are checked.
-    """
+    """The names of the file's laws, and every mistake found in it. Raises UpdslError where there is nothing to check, or the text has no structure."""
     unit = open_unit(name_or_path)
-    if unit.main is None and unit.fns:
-        return [], list(declaration_mistakes(unit))
-    module = make_module(unit)
     laws = [d.name for d in unit.file.declarations if isinstance(d, syntax.Law)]
-    mistakes, _ = check_text(module, {name: p.default for name, p in module.parameters.items() if p.default is not None})
-    return laws, mistakes
+    found: dict[tuple[str, str, int, str], Diagnostic] = {}
+    for d in unit_mistakes(unit):
+        found.setdefault((d.code, d.span.source.name, d.span.start, d.message), d)
+    return laws, sorted(found.values(), key=lambda d: (d.span.source.name, d.span.start))
+
+
+def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
+    """Every mistake of a parsed file; mistakes of declarations end the search, since everything else depends on them."""
+    declared = list(declaration_mistakes(unit))
+    if unit.main is None and not unit.fns:
+        declared.append(Diagnostic("no-rule", "no rule here", Span(unit.source, 0, 0), help="a rule file is a pipeline such as `norm per column → ema`, or declares `rule NAME: …`"))
+    yield from declared
+    if declared:
+        return
+    broken: set[int] = set()
+    parts = {id(other) for rule in unit.rules.values() for _, other, home in applied(rule, unit) if home is unit}
+    for rule in unit.rules.values():
+        try:
+            module = module_of(unit, rule)
+        except UpdslError as e:
+            mistakes = e.diagnostics
+        else:
+            mistakes, _ = check_text(module, defaults(module))
+            if id(rule) in parts or any(p.default is None for p in module.parameters.values()):
+                mistakes = [d for d in mistakes if d.code in NAME_CODES]  # what flows into it, and its parameters, are its callers' to say
+        yield from mistakes
+        if mistakes:
+            broken.add(id(rule))
+    for rule, about in laws_of(unit):
+        if id(rule) in broken:
+            continue
+        module = module_of(unit, rule)
+        match about:
+            case syntax.Law():
+                yield from law_mistakes(module, about, defaults(module))
+            case syntax.Example():
+                yield from example_mistakes(module, about)
+
+
+def defaults(module: Module) -> dict[str, Constant]:
+    """Every parameter's default; 1 for one that must be given."""
+    return {name: 1.0 if p.default is None else p.default for name, p in module.parameters.items()}
