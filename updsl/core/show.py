@@ -14,10 +14,15 @@ from updsl.core.ir import Apply, Binding, Const, Every, Expr, Program, Reduce, R
 from updsl.core.ops import OPS
 from updsl.core.scope import ALL, TENSOR
 
-RESERVED = frozenset(
-    "rule fn law example use per if then else and or not clip for implies gives in repeat times every from let state as input match skip when watch reset return about true false inf "
-    "g it w lr t rows cols numel ndim name tensors batch pi core".split()
-) | frozenset(OPS) | {"dim", "history"}
+RESERVED = (
+    frozenset(
+        "rule fn law example use per if then else and or not clip for implies gives in repeat times every from let state as input match skip "
+        "when watch reset return about true false inf "
+        "g it w lr t rows cols numel ndim name tensors batch pi core".split()
+    )
+    | frozenset(OPS)
+    | {"dim", "history"}
+)
 NEVER = 2**62
 
 
@@ -84,7 +89,9 @@ class _Printer:
             yield from self.statement(s, "    ")
         for w in p.watches:
             yield f"    watch {self.fresh(w.label)} = {self.text(w.expr)}"
-        commits = [(name, e) for name, e in p.commits if not (isinstance(e, Ref) and (e.kind == "state" and e.name == name or self.plain.get(e.name) == name))]
+        commits = [
+            (name, e) for name, e in p.commits if not (isinstance(e, Ref) and ((e.kind == "state" and e.name == name) or self.plain.get(e.name) == name))
+        ]
         yield from self.before(commits)
         for name, e in commits:
             yield f"    {self.committed[name]} ← {self.text(e)}"
@@ -271,6 +278,12 @@ def canonical(program: Program) -> Program:
     states = tuple(replace(s, name=names["state", s.name], init=None if s.init is None else expr(s.init)) for s in program.states)
     body = tuple(map(statement, program.body))
     return replace(
-        program, name="", states=states, body=body, commits=tuple((names["state", n], expr(e)) for n, e in program.commits), out=expr(program.out),
-        weight=None if program.weight is None else expr(program.weight), watches=tuple(replace(w, label="", expr=expr(w.expr)) for w in program.watches),
+        program,
+        name="",
+        states=states,
+        body=body,
+        commits=tuple((names["state", n], expr(e)) for n, e in program.commits),
+        out=expr(program.out),
+        weight=None if program.weight is None else expr(program.weight),
+        watches=tuple(replace(w, label="", expr=expr(w.expr)) for w in program.watches),
     )

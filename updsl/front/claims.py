@@ -9,7 +9,7 @@ from updsl.core.frame import Tensor
 from updsl.core.ir import Const, Ref, Type
 from updsl.core.scope import ALL, ELEMENT, TENSOR
 from updsl.front import syntax
-from updsl.front.context import POISON, Context, Default, Env, Facts, Flag, Instance, Slot, Value
+from updsl.front.context import Context, Default, Env, Facts, Flag, Instance, Slot, Value
 from updsl.front.elaborate import PROBES, deep_recursion, of_text
 from updsl.front.expression import expression
 from updsl.front.module import BUILTIN_NAMES, FUNCTIONS, Constant, Module, Unit, input_items
@@ -80,7 +80,11 @@ def _walk(cx: Context, law: syntax.Law) -> None:
     values: dict[str, Value] = {}
     for name, v in cx.parameters.items():
         fixed = isinstance(v, (bool, str))
-        values[name] = Value(Const(v if isinstance(v, bool) else 0.0) if fixed else Ref(name, "param", Type(ALL)), v if fixed else float(v), frozenset() if fixed else frozenset((name,)))
+        values[name] = Value(
+            Const(v if isinstance(v, bool) else 0.0) if fixed else Ref(name, "param", Type(ALL)),
+            v if fixed else float(v),
+            frozenset() if fixed else frozenset((name,)),
+        )
     text = ((syntax.Return(law.premise),) if law.premise is not None else ()) + (syntax.Return(law.claim),)
     claim = syntax.Rule("law", module.rule.parameters, text, span=law.span)
     g = Value(Ref("g", "builtin", GRID))
@@ -97,7 +101,9 @@ def _walk(cx: Context, law: syntax.Law) -> None:
             if part is not None:
                 value = expression(cx, env, part)
                 if not value.type.boolean and not value.poisoned:
-                    cx.error("not-a-condition", "a law claims something true or false, and this is a number", part.span, help="compare it: `norm(out) <= c per all`")
+                    cx.error(
+                        "not-a-condition", "a law claims something true or false, and this is a number", part.span, help="compare it: `norm(out) <= c per all`"
+                    )
     except UpdslError as e:
         cx.diagnostics.extend(e.diagnostics)
 

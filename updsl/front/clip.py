@@ -38,14 +38,22 @@ def clip(cx: Context, env: Env, e: syntax.Clip) -> Value:
     centre = centred(env, e.measure)
     if centre is None:
         for inner in _inside(env, e.measure):
-            return cx.error("centre-inside", "a function with `about` inside a larger measure has no centre", inner.span, help="clip by the function alone: `clip z > 2.5`")
+            return cx.error(
+                "centre-inside", "a function with `about` inside a larger measure has no centre", inner.span, help="clip by the function alone: `clip z > 2.5`"
+            )
     measure = expressions.expression(cx, env, e.measure)
     bound = expressions.expression(cx, env, e.bound)
     if measure.poisoned or bound.poisoned or env.it.poisoned:
         return POISON
     if not bound.type.scope <= measure.type.scope:
-        return cx.error("scope-mismatch", "the bound of this clip is finer than its measure", e.bound.span, note_here=cx.describe(bound.type),
-                        labels=(Label(e.measure.span, cx.describe(measure.type)),), help="compare entries, `clip abs > …`, or make the bound one number, such as `norm(…)`")
+        return cx.error(
+            "scope-mismatch",
+            "the bound of this clip is finer than its measure",
+            e.bound.span,
+            note_here=cx.describe(bound.type),
+            labels=(Label(e.measure.span, cx.describe(measure.type)),),
+            help="compare entries, `clip abs > …`, or make the bound one number, such as `norm(…)`",
+        )
     if bound.static is not None and not isinstance(bound.static, (bool, str)) and bound.static < 0 and bound.needs <= cx.facts.constants:
         return cx.error("negative-bound", "the bound of a clip is negative", e.bound.span, help="a measure is shrunk to its bound: write a bound of 0 or more")
     m = cx.emit(env, f"{label}.measure", measure, e.measure.span)
@@ -59,8 +67,15 @@ def clip(cx: Context, env: Env, e: syntax.Clip) -> Value:
     watch_share(cx, env, e, label, beyond)
     flowing = env.it
     if centre and _of_flowing(env, centre[0], centre[1]):
-        c = cx.emit(env, f"{label}.centre", functions.apply_fn(cx, replace(env, path=f"{env.path}{label}."), centre[0], e.measure, centre[1], centre[2], about=True), e.measure.span)
-        moved = expressions.elementwise(cx, "add", [c, expressions.elementwise(cx, "mul", [expressions.elementwise(cx, "sub", [flowing, c], e.span), factor], e.span)], e.span)
+        c = cx.emit(
+            env,
+            f"{label}.centre",
+            functions.apply_fn(cx, replace(env, path=f"{env.path}{label}."), centre[0], e.measure, centre[1], centre[2], about=True),
+            e.measure.span,
+        )
+        moved = expressions.elementwise(
+            cx, "add", [c, expressions.elementwise(cx, "mul", [expressions.elementwise(cx, "sub", [flowing, c], e.span), factor], e.span)], e.span
+        )
     else:
         moved = expressions.elementwise(cx, "mul", [flowing, factor], e.span)
     return expressions.elementwise(cx, "select", [beyond, moved, flowing], e.span)
@@ -71,7 +86,9 @@ def _of_flowing(env: Env, e: syntax.Call, fn: syntax.Fn) -> bool:
     first = next((a.value for a in e.arguments if a.name in (None, fn.parameters[0].name)), None)
     if first is None:
         return True
-    return isinstance(first, syntax.Name) and (first.id == "it" or first.id == "g" and env.instance is not None and env.it is not None and env.it.expr == env.instance.g.expr)
+    return isinstance(first, syntax.Name) and (
+        first.id == "it" or (first.id == "g" and env.instance is not None and env.it is not None and env.it.expr == env.instance.g.expr)
+    )
 
 
 def _inside(env: Env, e: syntax.Expr) -> Iterator[syntax.Node]:

@@ -132,8 +132,17 @@ class Reduction:
 class Context:
     """One pass over a rule's text for one class of tensors."""
 
-    def __init__(self, module: Module, tensor: Tensor, facts: Facts, parameters: Mapping[str, Constant], overridden: frozenset[str], lr: bool,
-                 counts: Mapping[str, int], checking: bool):
+    def __init__(
+        self,
+        module: Module,
+        tensor: Tensor,
+        facts: Facts,
+        parameters: Mapping[str, Constant],
+        overridden: frozenset[str],
+        lr: bool,
+        counts: Mapping[str, int],
+        checking: bool,
+    ):
         self.module, self.tensor, self.facts = module, tensor, facts
         self.parameters, self.overridden, self.lr = parameters, overridden, lr
         self.counts, self.checking = counts, checking
@@ -169,7 +178,9 @@ class Context:
         """Count what is elaborated; a text that unfolds without bound ends here."""
         self.spent += 1
         if self.spent > MAX_BINDINGS:
-            raise UpdslError(Diagnostic("too-large", f"this rule unfolds to more than {MAX_BINDINGS:,} steps", span, help="lower the count of the `repeat` around it"))
+            raise UpdslError(
+                Diagnostic("too-large", f"this rule unfolds to more than {MAX_BINDINGS:,} steps", span, help="lower the count of the `repeat` around it")
+            )
 
     @contextmanager
     def discarded(self, env: Env):
@@ -244,7 +255,12 @@ class Context:
     def _counts(self, e: Expr) -> bool:
         """Whether a host value depends on `t`."""
         return any(
-            isinstance(n, Ref) and (n.name == "t" and n.kind == "builtin" or f"{n.name}@tensor" in self.facts.clocks or (n.name in self.hosts and self._counts(self.hosts[n.name])))
+            isinstance(n, Ref)
+            and (
+                (n.name == "t" and n.kind == "builtin")
+                or f"{n.name}@tensor" in self.facts.clocks
+                or (n.name in self.hosts and self._counts(self.hosts[n.name]))
+            )
             for n in ir.walk(e)
         )
 
@@ -289,11 +305,17 @@ class Context:
         for i, t in enumerate(types):
             for u in types[:i]:
                 if not (self.agree(t.rows, u.rows) and self.agree(t.cols, u.cols)):
-                    self.error("grid-mismatch", f"{what} needs grids that agree: {self.describe(u)}, and {self.describe(t)}", span,
-                               help="transpose one (`x.T`), or reduce it to a value per row, column or tensor")
+                    self.error(
+                        "grid-mismatch",
+                        f"{what} needs grids that agree: {self.describe(u)}, and {self.describe(t)}",
+                        span,
+                        help="transpose one (`x.T`), or reduce it to a value per row, column or tensor",
+                    )
                     return None
                 if t.window and u.window and t.window != u.window:
-                    self.error("window-mismatch", f"{what} combines windows of {u.window} and {t.window} steps", span, help="give both `history` the same length")
+                    self.error(
+                        "window-mismatch", f"{what} combines windows of {u.window} and {t.window} steps", span, help="give both `history` the same length"
+                    )
                     return None
         t = joined(*types)
         return replace(t, rows=self.dim(t.rows), cols=self.dim(t.cols))

@@ -19,7 +19,9 @@ def call(cx: Context, env: Env, e: syntax.Call) -> Value:
         case "core.push", [w, x]:
             window, value = expressions.expression(cx, env, w), expressions.expression(cx, env, x)
             if window.poisoned or value.poisoned or not window.type.window:
-                return POISON if window.type.window else cx.error("not-a-window", "`core.push` puts a value into a window", e.span, help="write `x → history(n)`")
+                return (
+                    POISON if window.type.window else cx.error("not-a-window", "`core.push` puts a value into a window", e.span, help="write `x → history(n)`")
+                )
             t = joined(window.type, value.type)
             return Value(Apply("push", (window.expr, value.expr), t, span=e.span))
         case "core.spread", [x, syntax.Name(id=scope)] if scope in NAMED:
@@ -29,7 +31,9 @@ def call(cx: Context, env: Env, e: syntax.Call) -> Value:
             return Value(Apply("spread", (value.expr,), t, span=e.span), known, poisoned=value.poisoned)
         case "core.store", [x, syntax.Name(id=name)] if env.instance is not None:
             return _store(cx, env, e, expressions.expression(cx, env, x), name)
-    return cx.error("unknown-function", f"`{e.callee}` is not written so", e.span, help="this belongs to the text of a shown Program: write the rule without it")
+    return cx.error(
+        "unknown-function", f"`{e.callee}` is not written so", e.span, help="this belongs to the text of a shown Program: write the rule without it"
+    )
 
 
 def _store(cx: Context, env: Env, e: syntax.Call, value: Value, name: str) -> Value:

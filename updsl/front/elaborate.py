@@ -45,10 +45,13 @@ class _Walked:
     reductions: tuple[Reduction, ...]
 
 
-def elaborate(module: Module, tensors: Sequence[Tensor], parameters: Mapping[str, Constant], overridden: frozenset[str] = frozenset(), lr: bool = True) -> Elaborated:
+def elaborate(
+    module: Module, tensors: Sequence[Tensor], parameters: Mapping[str, Constant], overridden: frozenset[str] = frozenset(), lr: bool = True
+) -> Elaborated:
     """The Programs of a rule for these tensors.
 
-    parameters: name → value of every parameter. overridden: parameters that a group overrides; they have scope group. lr: whether the caller supplies a learning rate.
+    parameters: name → value of every parameter. overridden: parameters that a group overrides; they have scope group.
+    lr: whether the caller supplies a learning rate.
     Raises UpdslError with every mistake found.
     """
     constants = {n for n, p in module.parameters.items() if isinstance(p.default, (bool, str)) or isinstance(parameters[n], (bool, str))}
@@ -66,8 +69,15 @@ def elaborate(module: Module, tensors: Sequence[Tensor], parameters: Mapping[str
     raise InternalError(f"elaborating `{module.name}` does not settle")
 
 
-def _walk_all(module: Module, tensors: Sequence[Tensor], parameters: Mapping[str, Constant], overridden: frozenset[str], lr: bool, counts: Mapping[str, int],
-              constants: set[str]) -> dict[str, _Walked]:
+def _walk_all(
+    module: Module,
+    tensors: Sequence[Tensor],
+    parameters: Mapping[str, Constant],
+    overridden: frozenset[str],
+    lr: bool,
+    counts: Mapping[str, int],
+    constants: set[str],
+) -> dict[str, _Walked]:
     """Each tensor's walk; tensors of one shape and equal outcomes of the text's questions about their names share one."""
     done: dict[tuple[int, ...], list[tuple[str, _Walked]]] = {}
     walked: dict[str, _Walked] = {}
@@ -87,8 +97,16 @@ def _asks(predicate: tuple[str, str], name: str) -> bool:
     return regex.search(text, name) if op == "~" else text == name
 
 
-def _settle(module: Module, tensor: Tensor, parameters: Mapping[str, Constant], overridden: frozenset[str], lr: bool, counts: Mapping[str, int], constants: set[str],
-            checking: bool = False) -> _Walked:
+def _settle(
+    module: Module,
+    tensor: Tensor,
+    parameters: Mapping[str, Constant],
+    overridden: frozenset[str],
+    lr: bool,
+    counts: Mapping[str, int],
+    constants: set[str],
+    checking: bool = False,
+) -> _Walked:
     """Walk the text for one tensor until nothing new is found."""
     facts = Facts(constants=constants)
     for _ in range(MAX_PASSES):
@@ -143,7 +161,12 @@ def _check_out(cx: Context, out: Value) -> None:
     elif out.type.window:
         cx.error("window-outside", "a window stands only under a reduction", span, help="reduce it over time: `mean(it → history(9))`")
     elif not (cx.agree(out.type.rows, "rows") and cx.agree(out.type.cols, "cols")):
-        cx.error("grid-mismatch", f"the rule returns {cx.describe(out.type)}, and its gradient is {cx.describe(statements.GRID)}", span, help="return something of the gradient's own grid: `P @ u`, `x.T`")
+        cx.error(
+            "grid-mismatch",
+            f"the rule returns {cx.describe(out.type)}, and its gradient is {cx.describe(statements.GRID)}",
+            span,
+            help="return something of the gradient's own grid: `P @ u`, `x.T`",
+        )
 
 
 def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants: frozenset[str]) -> Elaborated:
@@ -168,7 +191,9 @@ def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants
 
 
 def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequence[str] = ("weight",)) -> tuple[list[Diagnostic], frozenset[str]]:
-    """Mistakes of the text that show without a model, and its constant parameters: mistakes in names wherever they stand, and others that every probe shape shows."""
+    """Mistakes of the text that show without a model, and its constant parameters.
+
+    Mistakes in names are reported wherever they stand, others where every probe shape shows them."""
     constants = {n for n, p in module.parameters.items() if isinstance(parameters[n], (bool, str))}
     by_probe: list[tuple[Diagnostic, ...]] = []
     with deep_recursion():

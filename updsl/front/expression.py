@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from updsl.core.diagnostic import Label
-from updsl.core.ir import Apply, Const, Ref, Reduce, Type
+from updsl.core.ir import Apply, Const, Reduce, Ref, Type
 from updsl.core.ops import OPS
 from updsl.core.scope import ALL, ELEMENT, GROUP, NAMED, TENSOR, Scope, block
 from updsl.core.source import Span
@@ -75,7 +75,9 @@ def name(cx: Context, env: Env, e: syntax.Name, whole: bool) -> Value:
 
 
 def ambiguous(cx: Context, e: syntax.Name) -> Value:
-    return cx.error("rule-or-function", f"`{e.id}` alone could be the number or the rule", e.span, help=f"write `{e.id}(it)` for the number, `it → {e.id}` for the rule")
+    return cx.error(
+        "rule-or-function", f"`{e.id}` alone could be the number or the rule", e.span, help=f"write `{e.id}(it)` for the number, `it → {e.id}` for the rule"
+    )
 
 
 def is_ambiguous(e: syntax.Expr, env: Env) -> bool:
@@ -93,10 +95,29 @@ def read(cx: Context, state: str, e: syntax.Node) -> Value:
 
 def unknown_name(cx: Context, env: Env, e: syntax.Name) -> Value:
     if e.id in env.sites.locals:
-        return cx.error("used-before-set", f"`{e.id}` has no value yet: it gets one further down, or in a block that has ended", e.span, help="move the line that sets it up to before this one")
+        return cx.error(
+            "used-before-set",
+            f"`{e.id}` has no value yet: it gets one further down, or in a block that has ended",
+            e.span,
+            help="move the line that sets it up to before this one",
+        )
     if env.instance is None:
-        return cx.error("unknown-name", f"unknown name `{e.id}`: a `fn` sees its parameters and functions only", e.span, help=functions.suggestion(e.id, list(env.arguments) + sorted(FUNCTIONS)))
-    seen = [*BUILTIN_NAMES, *FUNCTIONS, "clip", *env.instance.parameters, *(n for b in env.instance.names for n in b), *env.unit.rules, *env.unit.fns, *functions.library_names(env.unit)]
+        return cx.error(
+            "unknown-name",
+            f"unknown name `{e.id}`: a `fn` sees its parameters and functions only",
+            e.span,
+            help=functions.suggestion(e.id, list(env.arguments) + sorted(FUNCTIONS)),
+        )
+    seen = [
+        *BUILTIN_NAMES,
+        *FUNCTIONS,
+        "clip",
+        *env.instance.parameters,
+        *(n for b in env.instance.names for n in b),
+        *env.unit.rules,
+        *env.unit.fns,
+        *functions.library_names(env.unit),
+    ]
     return cx.error("unknown-name", f"unknown name or stage `{e.id}`", e.span, help=functions.suggestion(e.id, seen))
 
 
@@ -106,7 +127,9 @@ def builtin(cx: Context, env: Env, e: syntax.Name) -> Value:
         return Value(Const(math.pi, span=e.span), math.pi)
     instance = env.instance
     if instance is None:
-        return cx.error("fn-not-pure", f"a `fn` cannot read `{e.id}`", e.span, help=f"make it a parameter: `fn {env.sites.declaration.name}(…, x)`, and hand `{e.id}` over")
+        return cx.error(
+            "fn-not-pure", f"a `fn` cannot read `{e.id}`", e.span, help=f"make it a parameter: `fn {env.sites.declaration.name}(…, x)`, and hand `{e.id}` over"
+        )
     match e.id:
         case "g":
             if env.it is not None and env.it.expr == instance.g.expr:
@@ -120,7 +143,12 @@ def builtin(cx: Context, env: Env, e: syntax.Name) -> Value:
             return Value(cx.weight if cx.weight is not None else Ref("w", "builtin", grid, span=e.span))
         case "lr":
             if not cx.lr:
-                return cx.error("no-learning-rate", "this rule reads `lr`, and its caller supplies none", e.span, help="hand over `lr=…`, or make it a parameter of the rule")
+                return cx.error(
+                    "no-learning-rate",
+                    "this rule reads `lr`, and its caller supplies none",
+                    e.span,
+                    help="hand over `lr=…`, or make it a parameter of the rule",
+                )
             return Value(Ref("lr", "builtin", Type(GROUP), span=e.span))
         case "t":
             if instance.own_clock and instance.clock is None and f"{instance.path}t" not in cx.facts.clocks:
@@ -218,7 +246,12 @@ def _compare(cx: Context, op: str, a: Value, b: Value, span: Span, right: syntax
         if isinstance(right, syntax.Text) or b.static:
             mistake = regex.mistake(b.static)
             if mistake:
-                return cx.error("bad-pattern", f"this pattern cannot be used: {mistake}", right.span, help="use literals, `.`, classes, `* + ? {m,n}`, `|`, groups, `^ $ \\d \\w \\s`")
+                return cx.error(
+                    "bad-pattern",
+                    f"this pattern cannot be used: {mistake}",
+                    right.span,
+                    help="use literals, `.`, classes, `* + ? {m,n}`, `|`, groups, `^ $ \\d \\w \\s`",
+                )
         cx.predicates.add(("~", b.static))
         found = regex.search(b.static, a.static)
         return Value(Const(found, span=span), found, needs)
@@ -234,7 +267,7 @@ def _compare(cx: Context, op: str, a: Value, b: Value, span: Span, right: syntax
 def choose(cx: Context, env: Env, e: syntax.If, whole: bool) -> Value:
     """`if c then a else b`: of a static condition only the taken branch exists, else both are evaluated and selected by entry."""
     condition = expression(cx, env, e.condition)
-    if isinstance(condition.static, str) or not condition.type.boolean and not condition.poisoned:
+    if isinstance(condition.static, str) or (not condition.type.boolean and not condition.poisoned):
         return cx.error("not-a-condition", "this is no condition", e.condition.span, help="compare it: `x > 0`, `x != 0`")
     if is_static(cx, condition):
         taken, other = (e.then, e.otherwise) if condition.static else (e.otherwise, e.then)
@@ -278,8 +311,13 @@ def per(cx: Context, env: Env, e: syntax.Per, whole: bool) -> Value:
     used = Flag()
     value = expression(cx, replace(env, default=Default(scope, e.span), per_used=used), e.body, whole)
     if not used.used and not value.poisoned and not applies_own_rule(env, e.body):
-        return cx.error("per-unused", f"nothing here takes the scope `{scope}`", e.scope.span, labels=(Label(e.body.span, "no reduction in this takes its scope"),),
-                        help=f"put the brackets around what should be `per {scope}`: `(norm(g) per {scope}) → ema`")
+        return cx.error(
+            "per-unused",
+            f"nothing here takes the scope `{scope}`",
+            e.scope.span,
+            labels=(Label(e.body.span, "no reduction in this takes its scope"),),
+            help=f"put the brackets around what should be `per {scope}`: `(norm(g) per {scope}) → ema`",
+        )
     return value
 
 
@@ -296,7 +334,12 @@ def pipe(cx: Context, env: Env, stages: tuple[syntax.Expr, ...]) -> Value:
             env = replace(env, it=cx.emit(env, env.sites.label(stages[i - 1], "flow"), value, stages[i - 1].span), it_read=Flag())
         value = expression(cx, env, stage, True)
         if i and not env.it_read.used and not value.poisoned:
-            return cx.error("stage-ignores-input", "this stage does not read the value that flows into it", stage.span, help="read `it`, as in `→ it + 1`, or begin a new line with this")
+            return cx.error(
+                "stage-ignores-input",
+                "this stage does not read the value that flows into it",
+                stage.span,
+                help="read `it`, as in `→ it + 1`, or begin a new line with this",
+            )
     return value
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from updsl.core.diagnostic import Label, did_you_mean
-from updsl.core.ir import Apply, Const, Expr, Reduce, Ref, State, Type, is_shared, on_grid
+from updsl.core.ir import Apply, Reduce, Ref, State, Type, is_shared, on_grid
 from updsl.core.ops import OPS
-from updsl.core.scope import ALL, COLUMN, ELEMENT, NAMED, ROW, TENSOR, Scope
+from updsl.core.scope import ELEMENT, NAMED, TENSOR, Scope
 from updsl.core.source import Span
-from updsl.front import expression as expressions
 from updsl.front import core_text, matrix, statements, syntax
+from updsl.front import expression as expressions
 from updsl.front.context import POISON, Context, Env, Reduction, Value
 from updsl.front.module import FUNCTIONS, Unit
 
@@ -34,7 +33,7 @@ def call(cx: Context, env: Env, e: syntax.Call, whole: bool, site: syntax.Node |
     found = env.unit.find_fn(e.callee)
     if found:
         return apply_fn(cx, env, e, site, *found)
-    is_local = env.instance is not None and (env.instance.slot(e.callee) or e.callee in env.instance.parameters) or e.callee in env.arguments
+    is_local = (env.instance is not None and (env.instance.slot(e.callee) or e.callee in env.instance.parameters)) or e.callee in env.arguments
     if is_local:
         return cx.error("not-a-function", f"`{e.callee}` is a value: it takes no arguments", e.span, help=f"write `{e.callee}` alone, or `{e.callee} * (…)`")
     choices = [*FUNCTIONS, *env.unit.rules, *env.unit.fns, *library_names(env.unit)]
@@ -60,7 +59,12 @@ def apply_to_stream(cx: Context, env: Env, e: syntax.Call) -> Value:
     if stream.poisoned:
         return POISON
     if not (cx.agree(stream.type.rows, "rows") and cx.agree(stream.type.cols, "cols")) or stream.type.samples:
-        return cx.error("grid-mismatch", f"the stream of `rule(…)` is {cx.describe(stream.type)}, and gradients are {cx.describe(grid)}", e.arguments[0].span, help="give a stream of the gradient's own grid")
+        return cx.error(
+            "grid-mismatch",
+            f"the stream of `rule(…)` is {cx.describe(stream.type)}, and gradients are {cx.describe(grid)}",
+            e.arguments[0].span,
+            help="give a stream of the gradient's own grid",
+        )
     return Value(Ref("out", "value", grid, span=e.span))
 
 
@@ -73,14 +77,24 @@ def bind(cx: Context, e: syntax.Call, names: list[str], required: int) -> dict[s
     positional = [a for a in e.arguments if a.name is None]
     named = [a for a in e.arguments if a.name is not None]
     if len(positional) > len(names):
-        cx.error("too-many-arguments", f"`{e.callee}` takes {_count(len(names))}, not {len(positional)}", e.span, help=f"its arguments are `{e.callee}({', '.join(names)})`")
+        cx.error(
+            "too-many-arguments",
+            f"`{e.callee}` takes {_count(len(names))}, not {len(positional)}",
+            e.span,
+            help=f"its arguments are `{e.callee}({', '.join(names)})`",
+        )
         return None
     for n, a in zip(names, positional, strict=False):
         given[n] = a.value
     for a in named:
         assert a.name is not None
         if a.name not in names:
-            cx.error("unknown-parameter", f"`{e.callee}` has no argument `{a.name}`", a.span, help=did_you_mean(a.name, names) or f"its arguments are `{e.callee}({', '.join(names)})`")
+            cx.error(
+                "unknown-parameter",
+                f"`{e.callee}` has no argument `{a.name}`",
+                a.span,
+                help=did_you_mean(a.name, names) or f"its arguments are `{e.callee}({', '.join(names)})`",
+            )
             return None
         if a.name in given:
             cx.error("too-many-arguments", f"`{a.name}` is given twice", a.span, help="give it once, by place or by name")
@@ -90,7 +104,12 @@ def bind(cx: Context, e: syntax.Call, names: list[str], required: int) -> dict[s
         given[names[0]] = positional[0].value
     missing = next((n for n in names[1:required] if n not in given), None)
     if missing or (names and names[0] not in given and positional):
-        cx.error("missing-argument", f"`{e.callee}` needs `{missing or names[0]}`", e.span, help=f"write `{e.callee}({', '.join(names[:required])})`, or name all but the first: `{e.callee}({missing} = …)`")
+        cx.error(
+            "missing-argument",
+            f"`{e.callee}` needs `{missing or names[0]}`",
+            e.span,
+            help=f"write `{e.callee}({', '.join(names[:required])})`, or name all but the first: `{e.callee}({missing} = …)`",
+        )
         return None
     return given
 
@@ -120,7 +139,12 @@ def whole_number(cx: Context, env: Env, e: syntax.Expr, what: str, least: int, i
     if infinite and n == float("inf"):
         return -1
     if isinstance(n, (bool, str)) or n != n or n in (float("inf"), float("-inf")) or n != int(n) or n < least:
-        cx.error("not-a-count", f"{what} must be a whole number{'' if least < 1 else f' of at least {least}'}, not {n if isinstance(n, (bool, str)) else format(n, 'g')}", e.span, help="write a number such as `5`")
+        cx.error(
+            "not-a-count",
+            f"{what} must be a whole number{'' if least < 1 else f' of at least {least}'}, not {n if isinstance(n, (bool, str)) else format(n, 'g')}",
+            e.span,
+            help="write a number such as `5`",
+        )
         return None
     return int(n)
 
@@ -128,7 +152,12 @@ def whole_number(cx: Context, env: Env, e: syntax.Expr, what: str, least: int, i
 def constant(cx: Context, v: Value, what: str, span: Span) -> float | bool | str | None:
     """A value that must be known when the rule is compiled; the parameters it needs become constant. None after reporting."""
     if v.static is None:
-        cx.error("not-constant", f"{what} must be a constant: it is fixed when the rule is compiled", span, help="use literals, attributes such as `rows`, and parameters")
+        cx.error(
+            "not-constant",
+            f"{what} must be a constant: it is fixed when the rule is compiled",
+            span,
+            help="use literals, attributes such as `rows`, and parameters",
+        )
         return None
     clash = next(iter(v.needs & cx.overridden), None)
     if clash:
@@ -192,7 +221,9 @@ def function(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
 def reduce(cx: Context, env: Env, op: str, values: list[Value], static: tuple, span: Span, site: syntax.Node) -> Value:
     """A reduction: of a window over time, else to the default scope."""
     if OPS[op].conditions and not values[0].type.boolean:
-        return cx.error("not-a-condition", f"`{op}` counts where a condition holds, and this is a number", values[0].expr.span, help=f"compare it: `{op}(x > 0)`")
+        return cx.error(
+            "not-a-condition", f"`{op}` counts where a condition holds, and this is a number", values[0].expr.span, help=f"compare it: `{op}(x > 0)`"
+        )
     operands = values if op in ("dot", "cosine") else values[:1]
     t = cx.combine(operands, span, f"`{op}`")
     if t is None:
@@ -207,7 +238,12 @@ def reduce(cx: Context, env: Env, op: str, values: list[Value], static: tuple, s
             return POISON
         result = on_grid(over, t.rows, t.cols, samples=t.samples, boolean=OPS[op].boolean)
     if len(values) > len(operands) and not values[-1].type.scope <= over:
-        return cx.error("scope-mismatch", f"the last argument of `{op}` is finer than the cells that are reduced", values[-1].expr.span, help="make it one number, or one for each cell")
+        return cx.error(
+            "scope-mismatch",
+            f"the last argument of `{op}` is finer than the cells that are reduced",
+            values[-1].expr.span,
+            help="make it one number, or one for each cell",
+        )
     cx.reductions.append(Reduction(span, op, over, None if t.window else env.default.span))
     value = Value(Reduce(op, args, over, result, static, span=span))
     return cx.emit(env, env.sites.label(site, "value"), value, span) if is_shared(result) else value
@@ -221,10 +257,16 @@ def target(cx: Context, env: Env, t: Type, op: str, span: Span) -> Scope | None:
         return scope
     origin = (Label(env.default.span, "this `per` gives its scope"),) if env.default.span else ()
     comes = "comes from this `per`" if origin else "is the default, `per tensor`"
-    if t.scope <= TENSOR and scope == TENSOR or t.scope == scope or t.scope <= scope:
-        message, help_ = f"`{op}` reduces to one value for each {scope}, but this is {t.scope.one_for_each} already", "for a clip of a number write `min(it, c)`; to reduce further write `per` a coarser scope, such as `per all`"
+    if (t.scope <= TENSOR and scope == TENSOR) or t.scope == scope or t.scope <= scope:
+        message, help_ = (
+            f"`{op}` reduces to one value for each {scope}, but this is {t.scope.one_for_each} already",
+            "for a clip of a number write `min(it, c)`; to reduce further write `per` a coarser scope, such as `per all`",
+        )
     else:
-        message, help_ = f"`{op}` cannot reduce {t.scope.one_for_each} to {scope.one_for_each}", f"reduce to a scope that {t.scope} refines, such as `per tensor`"
+        message, help_ = (
+            f"`{op}` cannot reduce {t.scope.one_for_each} to {scope.one_for_each}",
+            f"reduce to a scope that {t.scope} refines, such as `per tensor`",
+        )
     cx.error("reduction-scope", message, span, note_here=f"its scope {comes}" if not origin else "", labels=origin, help=help_)
     return None
 
@@ -252,7 +294,9 @@ def dimension(cx: Context, env: Env, e: syntax.Call) -> Value:
         return POISON
     shape = cx.tensor.shape
     if not isinstance(i, float) or i != int(i) or not -len(shape) <= i < len(shape):
-        return cx.error("no-dimension", f"`{cx.tensor.name}` has {len(shape)} dimensions, and no dimension {i:g}", e.span, help="guard it: `if ndim > 1 then dim(1) else 1`")
+        return cx.error(
+            "no-dimension", f"`{cx.tensor.name}` has {len(shape)} dimensions, and no dimension {i:g}", e.span, help="guard it: `if ndim > 1 then dim(1) else 1`"
+        )
     return Value(Ref(f"dim({int(i)})", "builtin", Type(TENSOR), span=e.span), float(shape[int(i)]))
 
 
@@ -263,19 +307,33 @@ def draw(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
     names = list(OPS[e.callee].args)
     each = next((a for a in e.arguments if a.name == "each"), None)
     rest = [a for a in e.arguments if a is not each]
-    sizes = [a.value for a in rest if a.name is None][len(names):]
-    if len(sizes) not in (0, 2) or each and sizes:
-        return cx.error("too-many-arguments", f"`{e.callee}` takes {', '.join(names)}, and then either `each = …` or two sizes", e.span, help=f"write `{e.callee}({', '.join(names)}, 4, 4)` for a 4 × 4 matrix")
+    sizes = [a.value for a in rest if a.name is None][len(names) :]
+    if len(sizes) not in (0, 2) or (each and sizes):
+        return cx.error(
+            "too-many-arguments",
+            f"`{e.callee}` takes {', '.join(names)}, and then either `each = …` or two sizes",
+            e.span,
+            help=f"write `{e.callee}({', '.join(names)}, 4, 4)` for a 4 × 4 matrix",
+        )
     kept = [a for a in rest if a.name is not None or a.value not in sizes]
     given = bind(cx, replace(e, arguments=tuple(kept)), names, len(names))
     if given is None or names[0] not in given:
-        return POISON if given is None else cx.error("missing-argument", f"`{e.callee}` needs `{names[0]}`", e.span, help=f"write `{e.callee}({', '.join(names)})`")
+        return (
+            POISON
+            if given is None
+            else cx.error("missing-argument", f"`{e.callee}` needs `{names[0]}`", e.span, help=f"write `{e.callee}({', '.join(names)})`")
+        )
     values = [expressions.expression(cx, env, given[n]) for n in names]
     env.it_read.used = True
     if each:
         where = each.value.id if isinstance(each.value, (syntax.Name,)) else getattr(each.value, "name", "")
         if where not in ("tensor", "all"):
-            return cx.error("unknown-parameter", "`each` is `tensor` or `all`", each.span, help="write `each = tensor` for one number a tensor, `each = all` for one in the whole model")
+            return cx.error(
+                "unknown-parameter",
+                "`each` is `tensor` or `all`",
+                each.span,
+                help="write `each = tensor` for one number a tensor, `each = all` for one in the whole model",
+            )
         grid = Type(NAMED[where])
     elif sizes:
         n, m = (whole_number(cx, env, s, "the size of a draw", 1) for s in sizes)
@@ -300,7 +358,9 @@ def window(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
         return cx.error("fn-not-pure", "a `fn` keeps no history", e.span, help="write `x → history(n)` in the rule, and hand the window over")
     given = bind(cx, e, ["n"], 1)
     if given is None or "n" not in given:
-        return POISON if given is None else cx.error("missing-argument", "`history` needs the number of steps it keeps", e.span, help="write `x → history(100)`")
+        return (
+            POISON if given is None else cx.error("missing-argument", "`history` needs the number of steps it keeps", e.span, help="write `x → history(100)`")
+        )
     n = whole_number(cx, env, given["n"], "the length of a `history`", 1)
     x = env.it
     env.it_read.used = True
@@ -310,7 +370,9 @@ def window(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
         return cx.error("scope-mismatch", "a `history` keeps no samples and no windows", e.span, help="reduce first: `sample_mean(x) → history(n)`")
     cells = (cx.size(x.type.rows) or 1) * (cx.size(x.type.cols) or 1)
     if n * cells > MAX_WINDOW_CELLS:
-        return cx.error("too-large", f"this `history` keeps {n:,} × {cells:,} values", e.span, help="shorten it, or keep a reduced value: `norm(it) → history(n)`")
+        return cx.error(
+            "too-large", f"this `history` keeps {n:,} × {cells:,} values", e.span, help="shorten it, or keep a reduced value: `norm(it) → history(n)`"
+        )
     name = env.path + env.sites.label(site, "state") + env.rounds
     t = replace(x.type, window=n, boolean=False)
     cx.states[name] = State(name, None, t, span=e.span)
@@ -350,7 +412,18 @@ def _fn_env(cx: Context, env: Env, e: syntax.Call, site: syntax.Node, fn: syntax
     label = env.sites.label(site, "value") if (("value", id(site)) in env.sites._labels) else fn.name
     prefix = f"{label}{env.rounds}."
     arguments: dict[str, Value] = {}
-    inner = Env(unit, cx.sites(fn, unit), env.path + prefix, None, env.default, env.per_used, arguments=arguments, population=env.population, guarded=env.guarded, calls=(*env.calls, fn.name))
+    inner = Env(
+        unit,
+        cx.sites(fn, unit),
+        env.path + prefix,
+        None,
+        env.default,
+        env.per_used,
+        arguments=arguments,
+        population=env.population,
+        guarded=env.guarded,
+        calls=(*env.calls, fn.name),
+    )
     for i, p in enumerate(fn.parameters):
         if p.name in given:
             v = expressions.expression(cx, env, given[p.name])

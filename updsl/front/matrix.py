@@ -17,7 +17,12 @@ def as_matrix(cx: Context, v: Value, span: Span) -> Value | None:
     if v.poisoned:
         return None
     if v.type.window or v.type.rows is None or v.type.cols is None:
-        cx.error("not-a-matrix", f"this needs a matrix, and is {cx.describe(v.type)}", span if v.expr.span is NOWHERE else v.expr.span, help="use it on `g` or another value with one number for each entry")
+        cx.error(
+            "not-a-matrix",
+            f"this needs a matrix, and is {cx.describe(v.type)}",
+            span if v.expr.span is NOWHERE else v.expr.span,
+            help="use it on `g` or another value with one number for each entry",
+        )
         return None
     if v.type.scope == ELEMENT:
         return v
@@ -29,7 +34,12 @@ def matmul(cx: Context, a: Value, b: Value, span: Span) -> Value:
     if x is None or y is None:
         return POISON
     if not cx.agree(x.type.cols, y.type.rows):
-        return cx.error("grid-mismatch", f"`@` needs as many columns on its left as rows on its right: {cx.describe(x.type)}, and {cx.describe(y.type)}", span, help="transpose one of them: `x.T`")
+        return cx.error(
+            "grid-mismatch",
+            f"`@` needs as many columns on its left as rows on its right: {cx.describe(x.type)}, and {cx.describe(y.type)}",
+            span,
+            help="transpose one of them: `x.T`",
+        )
     t = Type(ELEMENT, cx.dim(x.type.rows), cx.dim(y.type.cols), samples=x.type.samples or y.type.samples)
     return Value(Apply("matmul", (x.expr, y.expr), t, span=span))
 

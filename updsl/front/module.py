@@ -176,7 +176,11 @@ def make_module(unit: Unit) -> Module:
     """The rule that the unit stands for, with its declarations checked. Raises UpdslError on a mistake in the declarations."""
     found = list(declaration_mistakes(unit))
     if unit.main is None:
-        found.append(Diagnostic("no-rule", "no rule here", Span(unit.source, 0, 0), help="a rule file is a pipeline such as `norm per column → ema`, or declares `rule NAME: …`"))
+        found.append(
+            Diagnostic(
+                "no-rule", "no rule here", Span(unit.source, 0, 0), help="a rule file is a pipeline such as `norm per column → ema`, or declares `rule NAME: …`"
+            )
+        )
     if found or unit.main is None:
         raise UpdslError(found)
     return module_of(unit, unit.main)
@@ -191,7 +195,9 @@ def module_of(unit: Unit, rule: syntax.Rule) -> Module:
     inputs = {i.name: i.scope.name if i.scope else i.kind for i in input_items(rule, unit)}
     clash = next((parameters[n] for n in inputs if n in parameters), None)
     if clash:
-        raise UpdslError(Diagnostic("shadowed-name", f"`{clash.name}` is a parameter here and an input of a stage", clash.span or rule.span, help="rename the parameter"))
+        raise UpdslError(
+            Diagnostic("shadowed-name", f"`{clash.name}` is a parameter here and an input of a stage", clash.span or rule.span, help="rename the parameter")
+        )
     return Module(unit, rule, parameters, inputs, writes_weights(rule, unit))
 
 

@@ -105,7 +105,7 @@ class Sites:
                 elif name == "history":
                     yield "state", name
                     yield "value", name
-                elif name in _NAMED or name not in self.locals | self.parameters and self.unit.find_fn(name):
+                elif name in _NAMED or (name not in self.locals | self.parameters and self.unit.find_fn(name)):
                     yield "value", name
 
 

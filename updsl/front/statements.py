@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from updsl.core import ir
 from updsl.core.diagnostic import Label, did_you_mean
-from updsl.core.ir import Apply, Const, Expr, Ref, Type, is_shared, joined, on_grid
-from updsl.core.scope import ALL, ELEMENT, TENSOR
+from updsl.core.ir import Apply, Const, Expr, Ref, Type, joined, on_grid
+from updsl.core.scope import ELEMENT, TENSOR
 from updsl.core.source import Span
 from updsl.front import functions, states, syntax
 from updsl.front.context import POISON, Context, Env, Flag, Instance, Slot, Value
-from updsl.front.expression import ambiguous, elementwise, expression, is_ambiguous, is_static, scope_of
+from updsl.front.expression import ambiguous, elementwise, expression, is_ambiguous, scope_of
 from updsl.front.module import BOTH, BUILTIN_NAMES, FORBIDDEN, FUNCTIONS, Unit, gives_weights, nodes, writes_weights
 
 NEVER = 2**62
@@ -26,14 +26,24 @@ def apply_rule(cx: Context, env: Env, e: syntax.Node, name: str, arguments: tupl
     """The rule `name` applied to the flowing value, as an instance with states of its own."""
     found = env.unit.find_rule(name)
     if env.instance is None or env.it is None or found is None:
-        return cx.error("fn-not-pure", f"a rule, `{name}`, cannot be applied here: nothing flows", span, help="rules are stages: `g → ema`; here write functions of values only")
+        return cx.error(
+            "fn-not-pure",
+            f"a rule, `{name}`, cannot be applied here: nothing flows",
+            span,
+            help="rules are stages: `g → ema`; here write functions of values only",
+        )
     rule, unit = found
     cx.spend(span)
     env.it_read.used = True
     caller = env.instance
     caller.begun = caller.begun or span
     if writes_weights(rule, unit) and not any(e is n for n in final(env.sites.declaration.body)):
-        return cx.error("writes-weights-inside", f"`{rule.name}` writes the weights, and is not the last stage", span, help=f"let it be the last: `… → {rule.name}`, as a whole body, arm or `return`")
+        return cx.error(
+            "writes-weights-inside",
+            f"`{rule.name}` writes the weights, and is not the last stage",
+            span,
+            help=f"let it be the last: `… → {rule.name}`, as a whole body, arm or `return`",
+        )
     path = f"{env.path}{env.sites.label(e, 'rule')}{env.rounds}."
     parameters = bind_parameters(cx, env, rule, unit, arguments, span, path)
     if parameters is None:
@@ -65,7 +75,7 @@ def run(cx: Context, env: Env, weight_before: Expr | None) -> Value:
 
 def has_clock(rule: syntax.Rule) -> bool:
     """Whether a rule's steps may be undone or restarted, so that its `t` is its own."""
-    return any(isinstance(n, syntax.Skip) or isinstance(n, syntax.Reset) and not n.names for n in nodes(rule.body))
+    return any(isinstance(n, syntax.Skip) or (isinstance(n, syntax.Reset) and not n.names) for n in nodes(rule.body))
 
 
 def final(body: syntax.Expr | tuple[syntax.Statement, ...]) -> list[syntax.Node]:
@@ -89,21 +99,35 @@ def final(body: syntax.Expr | tuple[syntax.Statement, ...]) -> list[syntax.Node]
             return [body]
 
 
-def bind_parameters(cx: Context, env: Env, rule: syntax.Rule, unit: Unit, arguments: tuple[syntax.Argument, ...], span: Span, path: str) -> Mapping[str, Value] | None:
+def bind_parameters(
+    cx: Context, env: Env, rule: syntax.Rule, unit: Unit, arguments: tuple[syntax.Argument, ...], span: Span, path: str
+) -> Mapping[str, Value] | None:
     """A rule's parameters from its arguments and defaults; None after reporting."""
     names = [p.name for p in rule.parameters]
     given: dict[str, syntax.Expr] = {}
     for i, a in enumerate(arguments):
         if isinstance(a.value, syntax.Name) and a.value.id in ("g", "it"):
-            cx.error("input-as-argument", f"a rule takes its input by `→`: write `{a.value.id} → {rule.name}`", a.span, help=f"write `{a.value.id} → {rule.name}`")
+            cx.error(
+                "input-as-argument", f"a rule takes its input by `→`: write `{a.value.id} → {rule.name}`", a.span, help=f"write `{a.value.id} → {rule.name}`"
+            )
             return None
         name = a.name or (names[i] if i < len(names) else None)
         if name is None:
-            cx.error("too-many-arguments", f"`{rule.name}` has {functions._count(len(names)).replace('argument', 'parameter')}", a.span, help=f"its parameters are {', '.join(f'`{n}`' for n in names) or 'none'}")
+            cx.error(
+                "too-many-arguments",
+                f"`{rule.name}` has {functions._count(len(names)).replace('argument', 'parameter')}",
+                a.span,
+                help=f"its parameters are {', '.join(f'`{n}`' for n in names) or 'none'}",
+            )
             return None
         if name not in names:
             hint = "append `→ weight_decay(0.01)`" if name == "weight_decay" else did_you_mean(name, names)
-            cx.error("unknown-parameter", f"`{rule.name}` has no parameter `{name}`", a.span, help=hint or f"its parameters are {', '.join(f'`{n}`' for n in names) or 'none'}")
+            cx.error(
+                "unknown-parameter",
+                f"`{rule.name}` has no parameter `{name}`",
+                a.span,
+                help=hint or f"its parameters are {', '.join(f'`{n}`' for n in names) or 'none'}",
+            )
             return None
         if name in given:
             cx.error("too-many-arguments", f"`{name}` is given twice", a.span, help="give it once, by place or by name")
@@ -120,9 +144,19 @@ def bind_parameters(cx: Context, env: Env, rule: syntax.Rule, unit: Unit, argume
         if fixed and not v.poisoned:
             known = functions.constant(cx, v, f"the parameter `{p.name}` of `{rule.name}`", given[p.name].span if p.name in given else p.span)
             if known is not None and isinstance(known, str) != isinstance(p.default, syntax.Text):
-                return cx.error("wrong-kind", f"`{p.name}` of `{rule.name}` is {'a text' if isinstance(p.default, syntax.Text) else 'true or false'}", given[p.name].span) and None
+                return (
+                    cx.error(
+                        "wrong-kind",
+                        f"`{p.name}` of `{rule.name}` is {'a text' if isinstance(p.default, syntax.Text) else 'true or false'}",
+                        given[p.name].span,
+                    )
+                    and None
+                )
         elif isinstance(v.static, str):
-            return cx.error("wrong-kind", f"`{p.name}` of `{rule.name}` is a number", given[p.name].span if p.name in given else p.span, help="write a number") and None
+            return (
+                cx.error("wrong-kind", f"`{p.name}` of `{rule.name}` is a number", given[p.name].span if p.name in given else p.span, help="write a number")
+                and None
+            )
         check_instance_bounds(cx, rule, p, v, given[p.name].span if p.name in given else p.span)
         bound[p.name] = v if v.static is not None and not v.needs else cx.emit(replace(env, path=path, rounds=""), p.name, v, span)
     return bound
@@ -132,7 +166,13 @@ def check_instance_bounds(cx: Context, rule: syntax.Rule, p: syntax.Parameter, v
     """Report a known argument outside of the parameter's bounds."""
     for limit, beyond in ((p.low, lambda x, y: x < y), (p.high, lambda x, y: x > y)):
         if isinstance(limit, syntax.Number) and isinstance(v.static, float) and beyond(v.static, limit.value):
-            cx.error("parameter-out-of-bounds", f"`{p.name}` of `{rule.name}` is {v.static:g}, outside of its bounds", span, labels=(Label(p.span, "the bounds"),), help="choose a value within them")
+            cx.error(
+                "parameter-out-of-bounds",
+                f"`{p.name}` of `{rule.name}` is {v.static:g}, outside of its bounds",
+                span,
+                labels=(Label(p.span, "the bounds"),),
+                help="choose a value within them",
+            )
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -155,7 +195,13 @@ def body(cx: Context, env: Env, text: syntax.Expr | tuple[syntax.Statement, ...]
                 statement(cx, env, s)
                 continue
         if i + 1 < len(text):
-            cx.error("after-return", "nothing after this is computed", text[i + 1].span, labels=(Label(s.span, "the block ends here"),), help="move `return` or `match` to the end of the block")
+            cx.error(
+                "after-return",
+                "nothing after this is computed",
+                text[i + 1].span,
+                labels=(Label(s.span, "the block ends here"),),
+                help="move `return` or `match` to the end of the block",
+            )
         return value
     if cx.weight is not None and cx.weight is not weight:
         cx.returns = False
@@ -164,7 +210,12 @@ def body(cx: Context, env: Env, text: syntax.Expr | tuple[syntax.Statement, ...]
     assert env.instance is not None
     if cx.diagnostics:
         return POISON
-    return cx.error("no-return", f"`{env.instance.rule.name}` gives nothing", env.instance.rule.name_span if text else env.instance.rule.span, help="end its block with `return …`")
+    return cx.error(
+        "no-return",
+        f"`{env.instance.rule.name}` gives nothing",
+        env.instance.rule.name_span if text else env.instance.rule.span,
+        help="end its block with `return …`",
+    )
 
 
 def statement(cx: Context, env: Env, s: syntax.Statement) -> None:
@@ -178,7 +229,9 @@ def statement(cx: Context, env: Env, s: syntax.Statement) -> None:
             if new_name(cx, env, name, s.name_span):
                 kind = "let" if isinstance(s, syntax.Let) else "local"
                 if value.type.window and not in_core_text(cx):
-                    value = cx.error("window-outside", "a window stands only under a reduction", e.span, help="reduce it in the same expression: `median(x → history(9))`")
+                    value = cx.error(
+                        "window-outside", "a window stands only under a reduction", e.span, help="reduce it in the same expression: `median(x → history(9))`"
+                    )
                 named = value if value.poisoned else cx.emit(env, env.sites.label(s, "value"), value, s.span)
                 instance(env).names[-1][name] = Slot(kind, named, s.name_span)
         case syntax.State(items=items):
@@ -211,7 +264,7 @@ def block(cx: Context, env: Env, text: tuple[syntax.Statement, ...]) -> None:
     """A nested block: names set in it end with it."""
     instance(env).names.append({})
     for s in text:
-        if isinstance(s, (syntax.State, syntax.Input, syntax.Skip, syntax.Match, syntax.Return)) or isinstance(s, syntax.Watch) and env.guarded:
+        if isinstance(s, (syntax.State, syntax.Input, syntax.Skip, syntax.Match, syntax.Return)) or (isinstance(s, syntax.Watch) and env.guarded):
             word = type(s).__name__.lower()
             cx.error("misplaced-statement", f"`{word}` cannot stand in this block", s.span, help=f"move `{word}` to the rule's own block")
         else:
@@ -225,7 +278,7 @@ def right_side(cx: Context, env: Env, e: syntax.Expr) -> Value:
         return ambiguous(cx, e.body if isinstance(e, syntax.Per) else e)  # type: ignore[arg-type]
     value = expression(cx, env, e)
     if isinstance(value.static, str) and not value.poisoned:
-        return cx.error("text-as-number", "a text is only an argument, a parameter, or compared", e.span, help="compare it here: `mode == \"mean\"`")
+        return cx.error("text-as-number", "a text is only an argument, a parameter, or compared", e.span, help='compare it here: `mode == "mean"`')
     return value
 
 
@@ -239,7 +292,11 @@ def new_name(cx: Context, env: Env, name: str, span: Span) -> bool:
     slot = instance(env).slot(name)
     if slot:
         what, where = ("assigned once" if slot.kind == "local" else "set"), (Label(slot.span, "here"),)
-        help_ = f"write `let {name} = …` there and `{name} ← …` here, or choose another name" if slot.kind in ("local", "let") else f"write `{name} ← …` to change it"
+        help_ = (
+            f"write `let {name} = …` there and `{name} ← …` here, or choose another name"
+            if slot.kind in ("local", "let")
+            else f"write `{name} ← …` to change it"
+        )
         cx.error("shadowed-name", f"`{name}` is {what} already", span, labels=where, help=help_)
         return False
     what = None
@@ -247,7 +304,7 @@ def new_name(cx: Context, env: Env, name: str, span: Span) -> bool:
         what = "a parameter"
     elif name in BUILTIN_NAMES or name in FUNCTIONS:
         what = "a built-in name"
-    elif name in env.unit.fns or name.casefold() in env.unit.rules and not (name in BOTH):
+    elif name in env.unit.fns or (name.casefold() in env.unit.rules and name not in BOTH):
         what = "declared in this file"
     if what:
         cx.error("shadowed-name", f"`{name}` is {what}", span, help=f"choose another name, such as `{name}_`")
@@ -261,7 +318,12 @@ def declare_input(cx: Context, env: Env, item: syntax.InputItem) -> None:
     if not new_name(cx, env, item.name, item.span):
         return
     if item.name in FORBIDDEN:
-        cx.error("forbidden-name", f"an input cannot be called `{item.name}`: Python could not pass it by name", item.span, help=f"rename it, for example `{item.name}_`")
+        cx.error(
+            "forbidden-name",
+            f"an input cannot be called `{item.name}`: Python could not pass it by name",
+            item.span,
+            help=f"rename it, for example `{item.name}_`",
+        )
         return
     match item.kind:
         case "matrix":
@@ -288,7 +350,9 @@ def assign(cx: Context, env: Env, s: syntax.Assign) -> None:
     me.begun = me.begun or s.span
     value = right_side(cx, env, s.value)
     if value.type.window and not in_core_text(cx):
-        value = cx.error("window-outside", "a window stands only under a reduction", s.value.span, help="reduce it in the same expression: `median(x → history(9))`")
+        value = cx.error(
+            "window-outside", "a window stands only under a reduction", s.value.span, help="reduce it in the same expression: `median(x → history(9))`"
+        )
     if s.name == "w":
         write_weight(cx, env, s, value)
         return
@@ -298,9 +362,17 @@ def assign(cx: Context, env: Env, s: syntax.Assign) -> None:
             states.assign(cx, env, slot, env.sites.label(s, "value"), value, s.value.span)  # type: ignore[arg-type]
         case "let":
             assert slot is not None
-            slot.value = value if value.poisoned else replace(cx.emit(env, env.sites.label(s, "value"), value, s.span), static=None if env.guarded else value.static)
+            slot.value = (
+                value if value.poisoned else replace(cx.emit(env, env.sites.label(s, "value"), value, s.span), static=None if env.guarded else value.static)
+            )
         case "local":
-            cx.error("assign-unknown", f"`{s.name}` was set by `=`, once and for all", s.name_span, labels=(Label(slot.span, "here"),) if slot else (), help=f"write `let {s.name} = …` there")
+            cx.error(
+                "assign-unknown",
+                f"`{s.name}` was set by `=`, once and for all",
+                s.name_span,
+                labels=(Label(slot.span, "here"),) if slot else (),
+                help=f"write `let {s.name} = …` there",
+            )
         case "input":
             cx.error("assign-unknown", f"`{s.name}` is an input", s.name_span, help="give what you compute a name of its own")
         case _:
@@ -328,7 +400,7 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
     if n is None or start is None:
         return
     never = n in (0, -1)
-    if start == -1 or never and (s.start is None or start == 0):
+    if start == -1 or (never and (s.start is None or start == 0)):
         if cx.checking:
             with cx.discarded(env):
                 block(cx, replace(env, guarded=True), s.body)
@@ -388,7 +460,12 @@ def watch(cx: Context, env: Env, s: syntax.Watch, label: str, e: syntax.Expr) ->
     if value.poisoned:
         return
     if not value.type.scope <= TENSOR or value.type.samples or value.type.window:
-        cx.error("watch-scope", f"a watch is one number for each tensor, or coarser, and this is {cx.describe(value.type)}", e.span, help="reduce it: `watch x = norm(…)`, or `mean(…) per all`")
+        cx.error(
+            "watch-scope",
+            f"a watch is one number for each tensor, or coarser, and this is {cx.describe(value.type)}",
+            e.span,
+            help="reduce it: `watch x = norm(…)`, or `mean(…) per all`",
+        )
         return
     add_watch(cx, env, env.sites.label(s, "watch"), cx.emit(env, env.sites.label(s, "value"), value, s.span))
 
@@ -406,8 +483,13 @@ def match_arms(cx: Context, env: Env, s: syntax.Match) -> Value:
     writing = [gives_weights(a.body, env.unit) for a in s.arms]
     if any(writing) and not all(writing):
         quiet = s.arms[writing.index(False)]
-        cx.error("arms-disagree", "some arms of this `match` write w, and this one does not", quiet.span, labels=(Label(s.arms[writing.index(True)].span, "this one does"),),
-                 help="let all write, `w ← w - lr*…`, or none")
+        cx.error(
+            "arms-disagree",
+            "some arms of this `match` write w, and this one does not",
+            quiet.span,
+            labels=(Label(s.arms[writing.index(True)].span, "this one does"),),
+            help="let all write, `w ← w - lr*…`, or none",
+        )
     taken: syntax.Arm | None = None
     for arm in s.arms:
         if arm.condition is None:
@@ -444,5 +526,3 @@ def arm_value(cx: Context, env: Env, arm: syntax.Arm) -> Value:
     me.depth -= 1
     me.names.pop()
     return value
-
-

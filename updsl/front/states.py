@@ -49,8 +49,12 @@ def check_declared_scope(cx: Context, env: Env, item: syntax.StateItem, name: st
     found = cx.facts.states[name].scope
     if wanted is not None and found != wanted and not cx.facts.changed and name in cx.facts.assigned:
         more = "finer" if wanted < found else "coarser or other"
-        cx.error("state-scope", f"`{item.name}` is declared per {wanted}, but its updates make it {found.one_for_each}, which is {more}", item.span,
-                 help=f"write `mean(…) per {wanted}` in its update, or declare it `per {found}`")
+        cx.error(
+            "state-scope",
+            f"`{item.name}` is declared per {wanted}, but its updates make it {found.one_for_each}, which is {more}",
+            item.span,
+            help=f"write `mean(…) per {wanted}` in its update, or declare it `per {found}`",
+        )
 
 
 def initial(cx: Context, env: Env, item: syntax.StateItem) -> Value:
@@ -58,9 +62,19 @@ def initial(cx: Context, env: Env, item: syntax.StateItem) -> Value:
     for n in nodes(item.init):
         match n:
             case syntax.Name(id=("g" | "it") as name):
-                return cx.error("state-init", f"the start of a state cannot read `{name}`", n.span, help="start from the first value by `if t == 1 then g else m` in the update")
+                return cx.error(
+                    "state-init",
+                    f"the start of a state cannot read `{name}`",
+                    n.span,
+                    help="start from the first value by `if t == 1 then g else m` in the update",
+                )
             case syntax.Name(id=name) if env.instance and env.instance.slot(name):
-                return cx.error("state-init", f"the start of a state cannot read `{name}`: it may read `w`, parameters and attributes", n.span, help="use a number, and `if t == 1 then … else …` in the update")
+                return cx.error(
+                    "state-init",
+                    f"the start of a state cannot read `{name}`: it may read `w`, parameters and attributes",
+                    n.span,
+                    help="use a number, and `if t == 1 then … else …` in the update",
+                )
     inner = replace(env, it=None)
     if item.scope is not None:
         scope = expressions.scope_of(cx, env, item.scope)
@@ -105,8 +119,13 @@ def assign(cx: Context, env: Env, slot: Slot, label: str, value: Value, span: Sp
     me = env.instance
     assert me is not None
     if is_shared(t) and slot.depth < me.depth and not value.poisoned:
-        cx.error("state-in-arm", f"`{name}` is one value for several tensors, and this arm would set it for some of them", span, labels=(Label(slot.span, "declared here"),),
-                 help="declare it in the arm, or compute it before the `match`")
+        cx.error(
+            "state-in-arm",
+            f"`{name}` is one value for several tensors, and this arm would set it for some of them",
+            span,
+            labels=(Label(slot.span, "declared here"),),
+            help="declare it in the arm, or compute it before the `match`",
+        )
         return
     learn(cx, name, t)
     cx.states[name] = replace(old, type=t)
@@ -161,7 +180,12 @@ def reset(cx: Context, env: Env, s: syntax.Reset) -> None:
         slot = me.slot(n.id)
         if slot is None or slot.kind != "state":
             known = [x for b in me.names for x, y in b.items() if y.kind == "state"]
-            cx.error("assign-unknown", f"there is no state `{n.id}` to reset", n.span, help=expressions.functions.did_you_mean(n.id, known) or "`reset` alone restarts the whole rule")
+            cx.error(
+                "assign-unknown",
+                f"there is no state `{n.id}` to reset",
+                n.span,
+                help=expressions.functions.did_you_mean(n.id, known) or "`reset` alone restarts the whole rule",
+            )
             continue
         fresh = initial(cx, env, declared[n.id]) if slot.value.poisoned is False else slot.value
         if condition is not None:
@@ -175,7 +199,13 @@ def reset_all(cx: Context, env: Env, s: syntax.Reset) -> None:
     me = env.instance
     assert me is not None
     if me.begun is not None:
-        cx.error("reset-late", "`reset` comes after something that it would undo", s.span, labels=(Label(me.begun, "this is before it"),), help="move `reset` up, before every `←` and every rule that is applied")
+        cx.error(
+            "reset-late",
+            "`reset` comes after something that it would undo",
+            s.span,
+            labels=(Label(me.begun, "this is before it"),),
+            help="move `reset` up, before every `←` and every rule that is applied",
+        )
         return
     condition = _condition(cx, env, s)
     label = f"{env.sites.label(s, 'value')}."
@@ -192,7 +222,14 @@ def reset_all(cx: Context, env: Env, s: syntax.Reset) -> None:
             t = joined(condition.type, state.type)
             fresh = Value(Apply("select", (condition.expr, fresh.expr, now.expr), replace(t, boolean=False), span=s.span))
         inner = name.removeprefix(me.path)
-        store(cx, replace(env, rounds=""), name, label + inner + env.rounds if not inner.endswith("@tensor") else f"{label}{inner.removesuffix('@tensor')}{env.rounds}@tensor", fresh, s.span)
+        store(
+            cx,
+            replace(env, rounds=""),
+            name,
+            label + inner + env.rounds if not inner.endswith("@tensor") else f"{label}{inner.removesuffix('@tensor')}{env.rounds}@tensor",
+            fresh,
+            s.span,
+        )
     if f"{me.path}t" in cx.facts.clocks:
         me.clock = cx.current.get(f"{me.path}t", me.clock)
         _twin(cx, me.clock)
@@ -248,8 +285,13 @@ def freeze(cx: Context, env: Env, me: Instance, out: Value, weight_before: Expr 
         if now is None:
             continue
         if not condition.type.scope <= state.type.scope and not _is_clock(name):
-            cx.error("skip-scope", f"this condition is {condition.type.scope.one_for_each}, finer than the state `{name}`, {state.type.scope.one_for_each}", span,
-                     labels=(Label(state.span, "the state that it would freeze"),), help="reduce the condition: `any(…) per all`")
+            cx.error(
+                "skip-scope",
+                f"this condition is {condition.type.scope.one_for_each}, finer than the state `{name}`, {state.type.scope.one_for_each}",
+                span,
+                labels=(Label(state.span, "the state that it would freeze"),),
+                help="reduce the condition: `any(…) per all`",
+            )
             continue
         if cx.facts.known.get(name) != state:
             cx.facts.known[name] = state

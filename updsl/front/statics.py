@@ -43,7 +43,14 @@ def constant(e: syntax.Expr, known: Mapping[str, float | bool | str]) -> float |
             return min(values) if name == "min" else max(values)
         case syntax.Call(callee=name, arguments=arguments) if name in OPS and OPS[name].kind == "elementwise" and len(arguments) == len(OPS[name].args):
             return fold(name, *(number(a.value, known) for a in arguments))
-    raise UpdslError(Diagnostic("not-constant", "this must be a constant: literals, and parameters before it", e.span, help="write a number, such as `0.9`, or an expression of numbers"))
+    raise UpdslError(
+        Diagnostic(
+            "not-constant",
+            "this must be a constant: literals, and parameters before it",
+            e.span,
+            help="write a number, such as `0.9`, or an expression of numbers",
+        )
+    )
 
 
 def number(e: syntax.Expr, known: Mapping[str, float | bool | str]) -> float | bool:

@@ -8,8 +8,8 @@ from os import PathLike
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.source import Span
 from updsl.front import syntax
-from updsl.front.context import NAME_CODES
 from updsl.front.claims import law_mistakes, laws_of
+from updsl.front.context import NAME_CODES
 from updsl.front.elaborate import check_text
 from updsl.front.files import open_unit
 from updsl.front.module import Constant, Module, Unit, applied, declaration_mistakes, module_of
@@ -30,7 +30,11 @@ def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
     """Every mistake of a parsed file; mistakes of declarations end the search, since everything else depends on them."""
     declared = list(declaration_mistakes(unit))
     if unit.main is None and not unit.fns:
-        declared.append(Diagnostic("no-rule", "no rule here", Span(unit.source, 0, 0), help="a rule file is a pipeline such as `norm per column → ema`, or declares `rule NAME: …`"))
+        declared.append(
+            Diagnostic(
+                "no-rule", "no rule here", Span(unit.source, 0, 0), help="a rule file is a pipeline such as `norm per column → ema`, or declares `rule NAME: …`"
+            )
+        )
     yield from declared
     if declared:
         return

@@ -30,8 +30,12 @@ def example_mistakes(module: Module, example: syntax.Example) -> Iterator[Diagno
     for step, (have, want) in enumerate(zip(found, expected, strict=True), 1):
         if have.shape != want.shape or not _close(have, want):
             which = f"step {step} of this example" if len(expected) > 1 else "this example"
-            yield Diagnostic("example-fails", f"{which} says {_text(want)}, and the rule gives {_text(have)}", example.expected[step - 1].span,
-                             help=f"write `{_text(have)}`, or mend the rule")
+            yield Diagnostic(
+                "example-fails",
+                f"{which} says {_text(want)}, and the rule gives {_text(have)}",
+                example.expected[step - 1].span,
+                help=f"write `{_text(have)}`, or mend the rule",
+            )
             return
 
 
@@ -77,19 +81,41 @@ def _settings(module: Module, example: syntax.Example) -> tuple[dict[str, Consta
     for kind, names in (("parameter", module.parameters), ("input", module.inputs)):
         missing = next((n for n in names if n not in parameters and n not in inputs), None)
         if missing:
-            raise UpdslError(Diagnostic("missing-argument", f"this example gives no value to the {kind} `{missing}`", example.span, help=f"write `example({missing} = …): …`"))
+            raise UpdslError(
+                Diagnostic(
+                    "missing-argument", f"this example gives no value to the {kind} `{missing}`", example.span, help=f"write `example({missing} = …): …`"
+                )
+            )
     return parameters, inputs
 
 
 def _check_shapes(module: Module, example: syntax.Example, given: list[np.ndarray], expected: list[np.ndarray], inputs: Mapping[str, list[Any]]) -> None:
     if len(given) != len(expected):
-        raise UpdslError(Diagnostic("example-shape", f"{len(given)} gradients are given, and {len(expected)} results", example.span, help="write one result for each gradient, separated by `;`"))
+        raise UpdslError(
+            Diagnostic(
+                "example-shape",
+                f"{len(given)} gradients are given, and {len(expected)} results",
+                example.span,
+                help="write one result for each gradient, separated by `;`",
+            )
+        )
     for a, node in zip((*given, *expected), (*example.given, *example.expected), strict=True):
         if a.shape != given[0].shape:
-            raise UpdslError(Diagnostic("example-shape", f"this has the shape {a.shape}, and the first gradient {given[0].shape}", node.span, help="give every step the same shape"))
+            raise UpdslError(
+                Diagnostic(
+                    "example-shape", f"this has the shape {a.shape}, and the first gradient {given[0].shape}", node.span, help="give every step the same shape"
+                )
+            )
     for s in example.settings:
         if s.name in inputs and len(inputs[s.name]) != len(given):
-            raise UpdslError(Diagnostic("example-shape", f"the input `{s.name}` has {len(inputs[s.name])} values for {len(given)} steps", s.span, help="write one value for each step, separated by `;`"))
+            raise UpdslError(
+                Diagnostic(
+                    "example-shape",
+                    f"the input `{s.name}` has {len(inputs[s.name])} values for {len(given)} steps",
+                    s.span,
+                    help="write one value for each step, separated by `;`",
+                )
+            )
 
 
 def _array(node: syntax.Array | syntax.Expr, known: Mapping[str, Constant]) -> np.ndarray:
@@ -101,7 +127,9 @@ def _array(node: syntax.Array | syntax.Expr, known: Mapping[str, Constant]) -> n
     try:
         return np.asarray(values(node), np.float64)
     except ValueError:
-        raise UpdslError(Diagnostic("example-shape", "the rows of this array have different lengths", node.span, help="write every row with the same number of entries")) from None
+        raise UpdslError(
+            Diagnostic("example-shape", "the rows of this array have different lengths", node.span, help="write every row with the same number of entries")
+        ) from None
 
 
 def _key(kind: str) -> str | int:
