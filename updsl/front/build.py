@@ -43,6 +43,7 @@ class Builder:
     def __init__(self, source: Source):
         self.source = source
         self.errors: list[Diagnostic] = []
+        self.too_deep = False
         self.streams: list[syntax.Call] = []
         """Calls of `rule(…)` that no law has been found around."""
 
@@ -59,10 +60,10 @@ class Builder:
         start, end = children[0].start, children[-1].end
         span = Span(self.source, start, end)
         parts = [c for c in children if isinstance(c, Part)]
-        depth = max((p.depth for p in parts), default=0) + (len(children) // 2 if rule == "infix" else rule != "brackets")
-        if depth > MAX_DEPTH:
+        depth = max((p.depth for p in parts), default=0) + (len(children) // 2 if rule == "infix" else rule not in ("brackets", "arguments"))
+        if depth > MAX_DEPTH and not self.too_deep:
+            self.too_deep = True
             self.error("too-deep", f"this is more than {MAX_DEPTH} operations inside one another", span, help="give parts of it names: `x = …`")
-            depth = 0
         if rule in ("pipe", "per"):
             self.check_open(rule, parts)
         form = rule if rule in ("pipe", "per") else "open" if rule == "if" and any(p.form in ("pipe", "per", "open") for p in parts[1:]) else ""

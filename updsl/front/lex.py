@@ -143,8 +143,9 @@ def tokens(source: Source) -> tuple[list[Token], list[Diagnostic]]:
     """All tokens in order, comments, blanks and line ends among them, and what is wrong with the characters."""
     size = len(source.text)
     if size > MAX_BYTES or (size > MAX_BYTES // 4 and len(source.text.encode("utf-8", "surrogatepass")) > MAX_BYTES):
+        start = Source(source.name, source.text[:80].split("\n")[0])
         message = f"this file holds more than {MAX_BYTES // 1024} KiB"
-        return [], [Diagnostic("file-too-large", message, Span(source, 0, 0), help="a rule is a page of text; split the file, and `use` its parts")]
+        return [], [Diagnostic("file-too-large", message, Span(start, 0, 0), help="a rule is a page of text; split the file, and `use` its parts")]
     lexer = Lexer(source)
     lexer.run()
     return lexer.tokens, lexer.errors
