@@ -6,7 +6,6 @@ import hashlib
 import marshal
 import os
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,9 +91,9 @@ def keep(file: Path, data: bytes) -> None:
     """Write the file whole or not at all; where that cannot be done, do without."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-            part.write(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-        os.replace(part.name, file)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+        os.replace(part, file)
     except OSError:
         pass
 
