@@ -14,7 +14,8 @@ from updsl.core.ir import Program, Ref, roots, walk
 from updsl.core.source import Source
 from updsl.front.elaborate import Elaborated, elaborate
 from updsl.front.files import library, load_module
-from updsl.front.module import Constant, Module, load_unit, make_module
+from updsl.front.module import Module, make_module
+from updsl.front.unit import Constant, load_unit
 
 BACKENDS = ("torch", "inductor", "interpret")
 LATER = ("cpp", "triton")

@@ -9,12 +9,14 @@ from updsl.core.frame import Tensor
 from updsl.core.ir import Const, Ref, Type
 from updsl.core.scope import ALL, ELEMENT, TENSOR
 from updsl.front import syntax
+from updsl.front.contents import input_items
 from updsl.front.context import Context, Default, Env, Facts, Flag, Instance, Slot, Value
 from updsl.front.elaborate import PROBES, deep_recursion, of_text
 from updsl.front.expression import expression
-from updsl.front.module import BUILTIN_NAMES, FUNCTIONS, Constant, Module, Unit, input_items
+from updsl.front.module import Module
 from updsl.front.sites import Sites
 from updsl.front.statements import GRID, declare_input
+from updsl.front.unit import BUILTIN_NAMES, FUNCTIONS, Constant, Unit
 
 MAX_PASSES = 20
 

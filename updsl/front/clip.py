@@ -9,9 +9,10 @@ from updsl.core.diagnostic import Label
 from updsl.core.ir import Apply, Const, Reduce, Type
 from updsl.core.scope import TENSOR
 from updsl.front import expression as expressions
-from updsl.front import functions, statements, syntax
+from updsl.front import fns, statements, syntax
+from updsl.front.contents import nodes
 from updsl.front.context import POISON, Context, Env, Value
-from updsl.front.module import FUNCTIONS, Unit, nodes
+from updsl.front.unit import FUNCTIONS, Unit
 
 
 def centred(env: Env, e: syntax.Expr) -> tuple[syntax.Call, syntax.Fn, Unit] | None:
@@ -70,7 +71,7 @@ def clip(cx: Context, env: Env, e: syntax.Clip) -> Value:
         c = cx.emit(
             env,
             f"{label}.centre",
-            functions.apply_fn(cx, replace(env, path=f"{env.path}{label}."), centre[0], e.measure, centre[1], centre[2], about=True),
+            fns.apply(cx, replace(env, path=f"{env.path}{label}."), centre[0], e.measure, centre[1], centre[2], about=True),
             e.measure.span,
         )
         moved = expressions.elementwise(

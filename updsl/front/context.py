@@ -14,8 +14,9 @@ from updsl.core.ir import Binding, Const, Dim, Expr, Ref, Type, joined
 from updsl.core.scope import TENSOR, Scope
 from updsl.core.source import Span
 from updsl.front import syntax
-from updsl.front.module import Constant, Module, Unit
+from updsl.front.module import Module
 from updsl.front.sites import Sites
+from updsl.front.unit import Constant, Unit
 
 MAX_BINDINGS = 20_000
 

@@ -16,9 +16,10 @@ from updsl.core.frame import Tensor
 from updsl.core.ir import Apply, Const, Program, Ref, Type
 from updsl.core.ir import Watch as IrWatch
 from updsl.core.scope import ALL, GROUP, TENSOR
-from updsl.front import regex, statements
+from updsl.front import instances, regex, statements
 from updsl.front.context import NAME_CODES, POISON, Context, Default, Env, Facts, Flag, Instance, Reduction, Value
-from updsl.front.module import Constant, Module
+from updsl.front.module import Module
+from updsl.front.unit import Constant
 
 MAX_PASSES = 60
 PROBES = ((4, 3), (3, 5), (4,), (), (2, 3, 2, 2))
@@ -135,10 +136,10 @@ def _walk(cx: Context) -> Program:
         else:
             values[name] = Value(Ref(name, "param", Type(ALL)), float(value), frozenset((name,)))
     g = Value(Ref("g", "builtin", statements.GRID))
-    main = Instance(module.rule, module.unit, "", values, g, statements.has_clock(module.rule))
+    main = Instance(module.rule, module.unit, "", values, g, instances.has_clock(module.rule))
     env = Env(module.unit, cx.sites(module.rule, module.unit), "", main, Default(TENSOR), Flag(), g)
     try:
-        out = statements.run(cx, env, None)
+        out = instances.run(cx, env, None)
         _check_out(cx, out)
     except UpdslError as e:  # a cap: nothing further can be said
         cx.diagnostics.extend(e.diagnostics)

@@ -10,10 +10,10 @@ from updsl.core.ir import Apply, Const, Reduce, Ref, Type
 from updsl.core.ops import OPS
 from updsl.core.scope import ALL, ELEMENT, GROUP, NAMED, TENSOR, Scope, block
 from updsl.core.source import Span
-from updsl.front import clip, functions, matrix, regex, statements, syntax
+from updsl.front import clip, functions, instances, matrix, regex, syntax
 from updsl.front.context import POISON, Context, Default, Env, Flag, Value
-from updsl.front.module import BOTH, BUILTIN_NAMES, FUNCTIONS
 from updsl.front.statics import COMPARISONS, INFIX, fold
+from updsl.front.unit import BOTH, BUILTIN_NAMES, FUNCTIONS
 
 
 def expression(cx: Context, env: Env, e: syntax.Expr, whole: bool = False) -> Value:
@@ -66,7 +66,7 @@ def name(cx: Context, env: Env, e: syntax.Name, whole: bool) -> Value:
     if e.id in BUILTIN_NAMES:
         return builtin(cx, env, e)
     if env.sites.applies_rule(e, whole):
-        return statements.apply_rule(cx, env, e, e.id, (), e.span)
+        return instances.apply_rule(cx, env, e, e.id, (), e.span)
     if e.id in BOTH and (whole or e.id not in FUNCTIONS):
         return ambiguous(cx, e)
     if e.id in FUNCTIONS or env.unit.find_fn(e.id):

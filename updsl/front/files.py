@@ -12,7 +12,8 @@ from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.resources import folder
 from updsl.core.source import Source
 from updsl.front.lex import MAX_BYTES
-from updsl.front.module import Library, Module, Unit, load_unit, make_module
+from updsl.front.module import Module, make_module
+from updsl.front.unit import Library, Unit, load_unit
 
 SUFFIX = ".upd"
 UNREADABLE = "unreadable-file"

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from updsl.core.diagnostic import Label, did_you_mean
-from updsl.core.ir import Apply, Reduce, Ref, State, Type, is_shared, on_grid
+from updsl.core.ir import Apply, Reduce, Ref, Type, is_shared, on_grid
 from updsl.core.ops import OPS
-from updsl.core.scope import ELEMENT, NAMED, TENSOR, Scope
+from updsl.core.scope import ELEMENT, TENSOR, Scope
 from updsl.core.source import Span
-from updsl.front import core_text, matrix, statements, syntax
+from updsl.front import core_text, fns, instances, matrix, streams, syntax
 from updsl.front import expression as expressions
 from updsl.front.context import POISON, Context, Env, Reduction, Value
-from updsl.front.module import FUNCTIONS, Unit
+from updsl.front.unit import FUNCTIONS, Unit
 
-MAX_WINDOW_CELLS = 10**9
 MATRIX = frozenset(op.name for op in OPS.values() if op.kind == "matrix" and op.text == "call")
 
 
@@ -22,7 +21,7 @@ def call(cx: Context, env: Env, e: syntax.Call, whole: bool, site: syntax.Node |
     """`name(arguments)`: a rule in a stage, a `fn`, or a function. `site`: the node whose label names the result."""
     site = site or e
     if env.sites.applies_rule(e, whole):
-        return statements.apply_rule(cx, env, e, e.callee, e.arguments, e.callee_span)
+        return instances.apply_rule(cx, env, e, e.callee, e.arguments, e.callee_span)
     if e.callee == "rule" and env.in_law:
         return apply_to_stream(cx, env, e)
     own = env.unit.fns.get(e.callee)
@@ -32,7 +31,7 @@ def call(cx: Context, env: Env, e: syntax.Call, whole: bool, site: syntax.Node |
         return function(cx, env, e, site)
     found = env.unit.find_fn(e.callee)
     if found:
-        return apply_fn(cx, env, e, site, *found)
+        return fns.apply(cx, env, e, site, *found)
     is_local = (env.instance is not None and (env.instance.slot(e.callee) or e.callee in env.instance.parameters)) or e.callee in env.arguments
     if is_local:
         return cx.error("not-a-function", f"`{e.callee}` is a value: it takes no arguments", e.span, help=f"write `{e.callee}` alone, or `{e.callee} * (…)`")
@@ -186,9 +185,9 @@ def function(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
         case "dim":
             return dimension(cx, env, e)
         case "history":
-            return window(cx, env, e, site)
+            return streams.window(cx, env, e, site)
         case "gaussian" | "uniform" | "bernoulli":
-            return draw(cx, env, e, site)
+            return streams.draw(cx, env, e, site)
     op = OPS[e.callee]
     names = [*op.args, *(s for s in op.static if s in ("p", "k"))]
     given = bind(cx, e, names, len(names) - (e.callee == "norm"))
@@ -298,141 +297,3 @@ def dimension(cx: Context, env: Env, e: syntax.Call) -> Value:
             "no-dimension", f"`{cx.tensor.name}` has {len(shape)} dimensions, and no dimension {i:g}", e.span, help="guard it: `if ndim > 1 then dim(1) else 1`"
         )
     return Value(Ref(f"dim({int(i)})", "builtin", Type(TENSOR), span=e.span), float(shape[int(i)]))
-
-
-def draw(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
-    """A random draw: a value for each entry of the flowing value's grid, of an n × m matrix, or one number (`each = tensor`, `each = all`)."""
-    if env.instance is None or env.it is None:
-        return cx.error("fn-not-pure", "a `fn` cannot draw at random", e.span, help="draw in the rule, and hand the draw over")
-    names = list(OPS[e.callee].args)
-    each = next((a for a in e.arguments if a.name == "each"), None)
-    rest = [a for a in e.arguments if a is not each]
-    sizes = [a.value for a in rest if a.name is None][len(names) :]
-    if len(sizes) not in (0, 2) or (each and sizes):
-        return cx.error(
-            "too-many-arguments",
-            f"`{e.callee}` takes {', '.join(names)}, and then either `each = …` or two sizes",
-            e.span,
-            help=f"write `{e.callee}({', '.join(names)}, 4, 4)` for a 4 × 4 matrix",
-        )
-    kept = [a for a in rest if a.name is not None or a.value not in sizes]
-    given = bind(cx, replace(e, arguments=tuple(kept)), names, len(names))
-    if given is None or names[0] not in given:
-        return (
-            POISON
-            if given is None
-            else cx.error("missing-argument", f"`{e.callee}` needs `{names[0]}`", e.span, help=f"write `{e.callee}({', '.join(names)})`")
-        )
-    values = [expressions.expression(cx, env, given[n]) for n in names]
-    env.it_read.used = True
-    if each:
-        where = each.value.id if isinstance(each.value, (syntax.Name,)) else getattr(each.value, "name", "")
-        if where not in ("tensor", "all"):
-            return cx.error(
-                "unknown-parameter",
-                "`each` is `tensor` or `all`",
-                each.span,
-                help="write `each = tensor` for one number a tensor, `each = all` for one in the whole model",
-            )
-        grid = Type(NAMED[where])
-    elif sizes:
-        n, m = (whole_number(cx, env, s, "the size of a draw", 1) for s in sizes)
-        if n is None or m is None:
-            return POISON
-        grid = Type(ELEMENT, n, m)
-    else:
-        grid = replace(env.it.type, samples=False, boolean=False, window=0)
-    t = cx.combine([Value(Ref("grid", "builtin", grid)), *values], e.span, f"`{e.callee}`")
-    if t is None:
-        return POISON
-    if t.scope != grid.scope or t.samples or t.window:
-        return cx.error("scope-mismatch", f"the scale of `{e.callee}` is finer than the draw", e.span, help="multiply a unit draw: `x * gaussian(1)`")
-    label = env.sites.label(site, "value")
-    key = env.path + label + env.rounds
-    return cx.emit(env, label, Value(Apply(e.callee, tuple(v.expr for v in values), replace(t, boolean=e.callee == "bernoulli"), (key,), span=e.span)), e.span)
-
-
-def window(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
-    """`x → history(n)`: today's value put into a window of the last n."""
-    if env.instance is None or env.it is None:
-        return cx.error("fn-not-pure", "a `fn` keeps no history", e.span, help="write `x → history(n)` in the rule, and hand the window over")
-    given = bind(cx, e, ["n"], 1)
-    if given is None or "n" not in given:
-        return (
-            POISON if given is None else cx.error("missing-argument", "`history` needs the number of steps it keeps", e.span, help="write `x → history(100)`")
-        )
-    n = whole_number(cx, env, given["n"], "the length of a `history`", 1)
-    x = env.it
-    env.it_read.used = True
-    if n is None or x.poisoned:
-        return POISON
-    if x.type.samples or x.type.window:
-        return cx.error("scope-mismatch", "a `history` keeps no samples and no windows", e.span, help="reduce first: `sample_mean(x) → history(n)`")
-    cells = (cx.size(x.type.rows) or 1) * (cx.size(x.type.cols) or 1)
-    if n * cells > MAX_WINDOW_CELLS:
-        return cx.error(
-            "too-large", f"this `history` keeps {n:,} × {cells:,} values", e.span, help="shorten it, or keep a reduced value: `norm(it) → history(n)`"
-        )
-    name = env.path + env.sites.label(site, "state") + env.rounds
-    t = replace(x.type, window=n, boolean=False)
-    cx.states[name] = State(name, None, t, span=e.span)
-    env.instance.subtree.append(name)
-    before = cx.current.get(name, Ref(name, "state", t, span=e.span))
-    pushed = cx.emit(env, env.sites.label(site, "value"), Value(Apply("push", (before, x.expr), t, span=e.span)), e.span)
-    cx.current[name] = pushed.expr
-    return pushed
-
-
-# --- a text's own functions -----------------------------------------------------------------------------------------------------
-
-
-def apply_fn(cx: Context, env: Env, e: syntax.Call, site: syntax.Node, fn: syntax.Fn, unit: Unit, about: bool = False) -> Value:
-    """The body of a `fn` (or its `about`) over the arguments, under the caller's default scope."""
-    inner = _fn_env(cx, env, e, site, fn, unit)
-    if inner is None:
-        env.per_used.used = True
-        return POISON
-    body = fn.about if about and fn.about is not None else fn.body
-    return expressions.expression(cx, replace(inner, path=inner.path + ("about." if about else "")), body)
-
-
-def _fn_env(cx: Context, env: Env, e: syntax.Call, site: syntax.Node, fn: syntax.Fn, unit: Unit) -> Env | None:
-    cx.spend(e.span)
-    if fn.name in env.calls:
-        cx.error("rule-circle", f"the function `{fn.name}` calls itself", e.span, help="a `fn` cannot call itself; `repeat` in a rule repeats")
-        return None
-    if len(env.calls) > 64:
-        cx.error("too-large", "functions are nested more than 64 deep", e.span, help="compute in steps, in locals of the rule")
-        return None
-    names = [p.name for p in fn.parameters]
-    required = next((i for i, p in enumerate(fn.parameters) if i and p.default is not None), len(names))
-    given = bind(cx, e, names, required)
-    if given is None:
-        return None
-    label = env.sites.label(site, "value") if (("value", id(site)) in env.sites._labels) else fn.name
-    prefix = f"{label}{env.rounds}."
-    arguments: dict[str, Value] = {}
-    inner = Env(
-        unit,
-        cx.sites(fn, unit),
-        env.path + prefix,
-        None,
-        env.default,
-        env.per_used,
-        arguments=arguments,
-        population=env.population,
-        guarded=env.guarded,
-        calls=(*env.calls, fn.name),
-    )
-    for i, p in enumerate(fn.parameters):
-        if p.name in given:
-            v = expressions.expression(cx, env, given[p.name])
-        elif i == 0:
-            v = subject(cx, env, given, p.name, e.span)
-        elif p.default is not None:
-            v = expressions.expression(cx, inner, p.default)
-        else:
-            cx.error("missing-argument", f"`{fn.name}` needs `{p.name}`", e.span, help=f"write `{fn.name}({', '.join(names)})`")
-            return None
-        arguments[p.name] = v if v.static is not None else cx.emit(inner, p.name, v, e.span)
-    return inner

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from updsl.core.ops import REDUCTIONS
 from updsl.front import syntax
-from updsl.front.module import BOTH, BUILTIN_NAMES, FUNCTIONS, Unit
+from updsl.front.unit import BOTH, BUILTIN_NAMES, FUNCTIONS, Unit
 
 _NAMED = REDUCTIONS | frozenset("largest gaussian uniform bernoulli".split())
 """Functions whose result may stand alone in a Program, under their name."""

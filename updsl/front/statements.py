@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from updsl.core import ir
@@ -10,184 +9,26 @@ from updsl.core.diagnostic import Label, did_you_mean
 from updsl.core.ir import Apply, Const, Expr, Ref, Type, joined, on_grid
 from updsl.core.scope import ELEMENT, TENSOR
 from updsl.core.source import Span
+from updsl.front import expression as expressions
 from updsl.front import functions, states, syntax
+from updsl.front.contents import gives_weights
 from updsl.front.context import POISON, Context, Env, Flag, Instance, Slot, Value
-from updsl.front.expression import ambiguous, elementwise, expression, is_ambiguous, scope_of
-from updsl.front.module import BOTH, BUILTIN_NAMES, FORBIDDEN, FUNCTIONS, Unit, gives_weights, nodes, writes_weights
+from updsl.front.unit import BOTH, BUILTIN_NAMES, FORBIDDEN, FUNCTIONS
 
 NEVER = 2**62
 GRID = Type(ELEMENT, "rows", "cols")
 
 
-# --- instances -------------------------------------------------------------------------------------------------------
-
-
-def apply_rule(cx: Context, env: Env, e: syntax.Node, name: str, arguments: tuple[syntax.Argument, ...], span: Span) -> Value:
-    """The rule `name` applied to the flowing value, as an instance with states of its own."""
-    found = env.unit.find_rule(name)
-    if env.instance is None or env.it is None or found is None:
-        return cx.error(
-            "fn-not-pure",
-            f"a rule, `{name}`, cannot be applied here: nothing flows",
-            span,
-            help="rules are stages: `g → ema`; here write functions of values only",
-        )
-    rule, unit = found
-    cx.spend(span)
-    env.it_read.used = True
-    caller = env.instance
-    caller.begun = caller.begun or span
-    if writes_weights(rule, unit) and not any(e is n for n in final(env.sites.declaration.body)):
-        return cx.error(
-            "writes-weights-inside",
-            f"`{rule.name}` writes the weights, and is not the last stage",
-            span,
-            help=f"let it be the last: `… → {rule.name}`, as a whole body, arm or `return`",
-        )
-    path = f"{env.path}{env.sites.label(e, 'rule')}{env.rounds}."
-    parameters = bind_parameters(cx, env, rule, unit, arguments, span, path)
-    if parameters is None:
-        env.per_used.used = True
-        return POISON
-    if env.it.type.window:
-        return cx.error("window-outside", "a window stands only under a reduction", span, help="reduce it over time first: `median(x → history(9)) → …`")
-    inner = Instance(rule, unit, path, parameters, env.it, caller.own_clock or env.guarded or has_clock(rule))
-    before = cx.weight
-    value = run(cx, Env(unit, cx.sites(rule, unit), path, inner, env.default, env.per_used, env.it, population=env.population, guarded=env.guarded), before)
-    caller.subtree.extend(inner.subtree)
-    return value
-
-
-def run(cx: Context, env: Env, weight_before: Expr | None) -> Value:
-    """The body of an instance: what it gives, with its `skip`s carried out."""
-    instance = env.instance
-    assert instance is not None
-    states.start_clock(cx, env, instance)
-    value = body(cx, env, instance.rule.body)
-    if instance.skips:
-        value = states.freeze(cx, env, instance, value, weight_before)
-    subtree = tuple(instance.subtree)
-    if cx.facts.subtrees.get(instance.path, ()) != subtree:
-        cx.facts.subtrees[instance.path] = subtree
-        cx.facts.changed = True
-    return value
-
-
-def has_clock(rule: syntax.Rule) -> bool:
-    """Whether a rule's steps may be undone or restarted, so that its `t` is its own."""
-    return any(isinstance(n, syntax.Skip) or (isinstance(n, syntax.Reset) and not n.names) for n in nodes(rule.body))
-
-
-def final(body: syntax.Expr | tuple[syntax.Statement, ...]) -> list[syntax.Node]:
-    """The stages that a body ends in: where a rule that writes the weights may stand."""
-    match body:
-        case tuple():
-            last = body[-1] if body else None
-            match last:
-                case syntax.Match(arms=arms):
-                    return [n for a in arms for n in final(a.body)]
-                case syntax.Return(value=value):
-                    return final(value)
-            return []
-        case syntax.Pipe(stages=stages):
-            return final(stages[-1])
-        case syntax.Per(body=inner):
-            return final(inner)
-        case syntax.If(then=then, otherwise=otherwise):
-            return final(then) + final(otherwise)
-        case _:
-            return [body]
-
-
-def bind_parameters(
-    cx: Context, env: Env, rule: syntax.Rule, unit: Unit, arguments: tuple[syntax.Argument, ...], span: Span, path: str
-) -> Mapping[str, Value] | None:
-    """A rule's parameters from its arguments and defaults; None after reporting."""
-    names = [p.name for p in rule.parameters]
-    given: dict[str, syntax.Expr] = {}
-    for i, a in enumerate(arguments):
-        if isinstance(a.value, syntax.Name) and a.value.id in ("g", "it"):
-            cx.error(
-                "input-as-argument", f"a rule takes its input by `→`: write `{a.value.id} → {rule.name}`", a.span, help=f"write `{a.value.id} → {rule.name}`"
-            )
-            return None
-        name = a.name or (names[i] if i < len(names) else None)
-        if name is None:
-            cx.error(
-                "too-many-arguments",
-                f"`{rule.name}` has {functions._count(len(names)).replace('argument', 'parameter')}",
-                a.span,
-                help=f"its parameters are {', '.join(f'`{n}`' for n in names) or 'none'}",
-            )
-            return None
-        if name not in names:
-            hint = "append `→ weight_decay(0.01)`" if name == "weight_decay" else did_you_mean(name, names)
-            cx.error(
-                "unknown-parameter",
-                f"`{rule.name}` has no parameter `{name}`",
-                a.span,
-                help=hint or f"its parameters are {', '.join(f'`{n}`' for n in names) or 'none'}",
-            )
-            return None
-        if name in given:
-            cx.error("too-many-arguments", f"`{name}` is given twice", a.span, help="give it once, by place or by name")
-            return None
-        given[name] = a.value
-    bound: dict[str, Value] = {}
-    defaults = Env(unit, cx.sites(rule, unit), path, None, env.default, env.per_used, arguments=bound)
-    for p in rule.parameters:
-        if p.name not in given and p.default is None:
-            cx.error("missing-argument", f"`{rule.name}` needs `{p.name}`", span, help=f"write `{rule.name}({p.name} = …)`")
-            return None
-        v = expression(cx, env, given[p.name]) if p.name in given else expression(cx, defaults, p.default)  # type: ignore[arg-type]
-        fixed = isinstance(p.default, (syntax.Boolean, syntax.Text))
-        if fixed and not v.poisoned:
-            known = functions.constant(cx, v, f"the parameter `{p.name}` of `{rule.name}`", given[p.name].span if p.name in given else p.span)
-            if known is not None and isinstance(known, str) != isinstance(p.default, syntax.Text):
-                return (
-                    cx.error(
-                        "wrong-kind",
-                        f"`{p.name}` of `{rule.name}` is {'a text' if isinstance(p.default, syntax.Text) else 'true or false'}",
-                        given[p.name].span,
-                    )
-                    and None
-                )
-        elif isinstance(v.static, str):
-            return (
-                cx.error("wrong-kind", f"`{p.name}` of `{rule.name}` is a number", given[p.name].span if p.name in given else p.span, help="write a number")
-                and None
-            )
-        check_instance_bounds(cx, rule, p, v, given[p.name].span if p.name in given else p.span)
-        bound[p.name] = v if v.static is not None and not v.needs else cx.emit(replace(env, path=path, rounds=""), p.name, v, span)
-    return bound
-
-
-def check_instance_bounds(cx: Context, rule: syntax.Rule, p: syntax.Parameter, v: Value, span: Span) -> None:
-    """Report a known argument outside of the parameter's bounds."""
-    for limit, beyond in ((p.low, lambda x, y: x < y), (p.high, lambda x, y: x > y)):
-        if isinstance(limit, syntax.Number) and isinstance(v.static, float) and beyond(v.static, limit.value):
-            cx.error(
-                "parameter-out-of-bounds",
-                f"`{p.name}` of `{rule.name}` is {v.static:g}, outside of its bounds",
-                span,
-                labels=(Label(p.span, "the bounds"),),
-                help="choose a value within them",
-            )
-
-
-# --- blocks ----------------------------------------------------------------------------------------------------------
-
-
 def body(cx: Context, env: Env, text: syntax.Expr | tuple[syntax.Statement, ...]) -> Value:
     """What a rule's body or an arm gives."""
     if not isinstance(text, tuple):
-        return expression(cx, env, text, True)
+        return expressions.expression(cx, env, text, True)
     weight = cx.weight
     value: Value | None = None
     for i, s in enumerate(text):
         match s:
             case syntax.Return(value=e):
-                value = expression(cx, env, e, True)
+                value = expressions.expression(cx, env, e, True)
                 cx.returns = cx.returns if gives_weights(e, env.unit) else True
             case syntax.Match():
                 value = match_arms(cx, env, s)
@@ -206,7 +47,7 @@ def body(cx: Context, env: Env, text: syntax.Expr | tuple[syntax.Statement, ...]
     if cx.weight is not None and cx.weight is not weight:
         cx.returns = False
         before = weight if weight is not None else Ref("w", "builtin", GRID)
-        return elementwise(cx, "sub", [Value(before), Value(cx.weight)], text[-1].span)
+        return expressions.elementwise(cx, "sub", [Value(before), Value(cx.weight)], text[-1].span)
     assert env.instance is not None
     if cx.diagnostics:
         return POISON
@@ -274,9 +115,9 @@ def block(cx: Context, env: Env, text: tuple[syntax.Statement, ...]) -> None:
 
 def right_side(cx: Context, env: Env, e: syntax.Expr) -> Value:
     """What stands after `=` or `←`."""
-    if is_ambiguous(e, env):
-        return ambiguous(cx, e.body if isinstance(e, syntax.Per) else e)  # type: ignore[arg-type]
-    value = expression(cx, env, e)
+    if expressions.is_ambiguous(e, env):
+        return expressions.ambiguous(cx, e.body if isinstance(e, syntax.Per) else e)  # type: ignore[arg-type]
+    value = expressions.expression(cx, env, e)
     if isinstance(value.static, str) and not value.poisoned:
         return cx.error("text-as-number", "a text is only an argument, a parameter, or compared", e.span, help='compare it here: `mode == "mean"`')
     return value
@@ -332,7 +173,7 @@ def declare_input(cx: Context, env: Env, item: syntax.InputItem) -> None:
         case "samples":
             t = replace(GRID, samples=True)
         case "per":
-            scope = scope_of(cx, env, item.scope) if item.scope else None
+            scope = expressions.scope_of(cx, env, item.scope) if item.scope else None
             if scope is None:
                 return
             t = on_grid(scope, "rows", "cols")
@@ -444,7 +285,7 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
 
 
 def skip(cx: Context, env: Env, s: syntax.Skip, c: syntax.Expr) -> None:
-    value = expression(cx, env, c)
+    value = expressions.expression(cx, env, c)
     if value.poisoned:
         return
     if not value.type.boolean:
@@ -495,7 +336,7 @@ def match_arms(cx: Context, env: Env, s: syntax.Match) -> Value:
         if arm.condition is None:
             taken = taken or arm
             continue
-        v = expression(cx, env, arm.condition)
+        v = expressions.expression(cx, env, arm.condition)
         if v.poisoned:
             return POISON
         if not v.type.boolean:

@@ -11,8 +11,8 @@ from updsl.core.scope import ALL, TENSOR
 from updsl.core.source import Span
 from updsl.front import expression as expressions
 from updsl.front import syntax
+from updsl.front.contents import nodes
 from updsl.front.context import Context, Default, Env, Flag, Instance, Slot, Value
-from updsl.front.module import nodes
 
 
 def declare(cx: Context, env: Env, item: syntax.StateItem) -> None:

@@ -9,10 +9,12 @@ from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.source import Span
 from updsl.front import syntax
 from updsl.front.claims import law_mistakes, laws_of
+from updsl.front.contents import applied
 from updsl.front.context import NAME_CODES
 from updsl.front.elaborate import check_text
 from updsl.front.files import open_unit
-from updsl.front.module import Constant, Module, Unit, applied, declaration_mistakes, module_of
+from updsl.front.module import Module, declaration_mistakes, module_of
+from updsl.front.unit import Constant, Unit
 from updsl.laws.examples import example_mistakes
 
 

@@ -12,8 +12,9 @@ from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Frame, RuleState, Tensor
 from updsl.front import syntax
 from updsl.front.elaborate import elaborate
-from updsl.front.module import Constant, Module, check_bounds
+from updsl.front.module import Module, check_bounds
 from updsl.front.statics import constant, number
+from updsl.front.unit import Constant
 
 RTOL = 1e-6
 """Of the largest entry: an example is written with as many digits as its author cares for, and shown to be right to these."""

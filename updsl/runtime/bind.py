@@ -8,7 +8,9 @@ from typing import Any
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Array, Frame, Tensor
-from updsl.front.module import Constant, Module, applied, nodes
+from updsl.front.contents import applied, nodes
+from updsl.front.module import Module
+from updsl.front.unit import Constant
 from updsl.front.syntax import Name
 from updsl.pipeline import Engine
 from updsl.runtime.parameters import WEIGHT_DECAY, checked, parameter_of, set_later

@@ -8,7 +8,8 @@ from numbers import Real
 from typing import Any
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
-from updsl.front.module import Constant, Module, Parameter, check_bounds
+from updsl.front.module import Module, Parameter, check_bounds
+from updsl.front.unit import Constant
 from updsl.front.statics import constant
 
 WEIGHT_DECAY = "append `→ weight_decay(0.01)`"

@@ -13,7 +13,8 @@ from updsl import pipeline
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.frame import RuleState
 from updsl.front.elaborate import check_text
-from updsl.front.module import Constant, Module
+from updsl.front.module import Module
+from updsl.front.unit import Constant
 from updsl.runtime import arrays
 from updsl.runtime.bind import Layout, frame, grouped, layout, named
 from updsl.runtime.inputs import inputs_of

@@ -1,0 +1,99 @@
+"""What a rule's text holds, before any of it is elaborated: the rules it applies, its inputs, whether it writes the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from updsl.core.diagnostic import Diagnostic
+from updsl.front import syntax
+from updsl.front.unit import BOTH, BUILTIN_NAMES, FUNCTIONS, Unit
+
+
+def nodes(tree: object) -> Iterator[syntax.Node]:
+    """Every node of a syntax tree in text order, the root first."""
+    waiting = [tree]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, syntax.Node):
+            yield item
+            waiting.extend(getattr(item, name) for name in reversed(item.__dataclass_fields__) if not name.endswith("span"))
+        elif isinstance(item, tuple):
+            waiting.extend(reversed(item))
+
+
+def applied(rule: syntax.Rule, unit: Unit) -> Iterator[tuple[syntax.Node, syntax.Rule, Unit]]:
+    """Every name in a rule's body that may apply a rule, with that rule."""
+    own = {p.name for p in rule.parameters}
+    for node in nodes(rule.body):
+        match node:
+            case syntax.Name(id=name) if name not in own and name not in BUILTIN_NAMES and name not in FUNCTIONS - BOTH:
+                found = unit.find_rule(name)
+            case syntax.Call(callee=name) if name not in FUNCTIONS - BOTH:
+                found = unit.find_rule(name)
+            case _:
+                continue
+        if found:
+            yield node, *found
+
+
+def applied_in_circle(rule: syntax.Rule, unit: Unit, within: tuple[syntax.Rule, ...] = (), done: set[int] | None = None) -> Iterator[Diagnostic]:
+    """A rule that applies itself, directly or through others."""
+    done = set() if done is None else done
+    within = (*within, rule)
+    for node, other, home in applied(rule, unit):
+        if any(other is r for r in within):
+            if other.name in BOTH:  # inside the library's own `norm`, the name is the function
+                continue
+            through = " → ".join(f"`{r.name}`" for r in (*within[[r is other for r in within].index(True) :], other))
+            yield Diagnostic(
+                "rule-circle",
+                f"`{other.name}` applies itself: {through}",
+                node.span,
+                help="a rule cannot be its own stage; `repeat n times (…)` repeats a pipeline",
+            )
+        elif id(other) not in done:
+            yield from applied_in_circle(other, home, within, done)
+    done.add(id(rule))
+
+
+def input_items(rule: syntax.Rule, unit: Unit, seen: set[int] | None = None) -> Iterator[syntax.InputItem]:
+    """The inputs that a rule and all it applies declare; a stage's inputs become the main rule's."""
+    seen = set() if seen is None else seen
+    if id(rule) in seen:
+        return
+    seen.add(id(rule))
+    for node in nodes(rule.body):
+        if isinstance(node, syntax.InputItem):
+            yield node
+    for _, other, home in applied(rule, unit):
+        yield from input_items(other, home, seen)
+
+
+def writes_weights(rule: syntax.Rule, unit: Unit) -> bool:
+    """Whether applying the rule writes w: it has `w ←`, or ends in a rule that does."""
+    return gives_weights(rule.body, unit)
+
+
+def gives_weights(body: syntax.Expr | tuple[syntax.Statement, ...], unit: Unit) -> bool:
+    """Whether a body, arm or last stage writes w."""
+    match body:
+        case tuple():
+            if any(isinstance(n, syntax.Assign) and n.name == "w" for s in body if not isinstance(s, syntax.Match) for n in nodes(s)):
+                return True
+            match body[-1] if body else None:
+                case syntax.Match(arms=arms):
+                    return any(gives_weights(a.body, unit) for a in arms)
+                case syntax.Return(value=value):
+                    return gives_weights(value, unit)
+            return False
+        case syntax.Pipe(stages=stages):
+            return gives_weights(stages[-1], unit)
+        case syntax.Per(body=inner):
+            return gives_weights(inner, unit)
+        case syntax.If(then=then, otherwise=otherwise):
+            return gives_weights(then, unit) or gives_weights(otherwise, unit)
+        case syntax.Name(id=name) | syntax.Call(callee=name) if name not in FUNCTIONS and name not in BUILTIN_NAMES:
+            found = unit.find_rule(name)
+            return bool(found and writes_weights(*found))
+        case _:
+            return False
