@@ -1,0 +1,28 @@
+"""Every golden file, in the interpreter and the torch backends: the numbers of the official code, float64, 1e-9 relative to each tensor's largest entry."""
+
+from __future__ import annotations
+
+import golden
+import pytest
+
+
+def name(case: golden.Case) -> str:
+    return f"{case.file}-{case.rule}"
+
+
+@pytest.mark.parametrize("backend", golden.BACKENDS)
+@pytest.mark.parametrize("case", golden.CASES, ids=name)
+def test_equals_the_official_code(case, backend):
+    for what, error in golden.worst(case, backend).items():
+        assert error <= case.tolerance, f"{what} is off by {error:.1e}"
+
+
+def test_every_file_is_compared():
+    assert {c.file for c in golden.CASES} == {p.stem for p in golden.FOLDER.glob("*.npz")}
+
+
+def test_a_wrong_number_is_seen():
+    """A rule with another parameter than the file's is far off."""
+    case = next(c for c in golden.CASES if c.file == "zclip-percentile")
+    other = golden.Case(case.file, case.rule, case.compare, {**case.params, "warmup": 11})
+    assert golden.worst(other, "interpret")["out"] > 1e-3
