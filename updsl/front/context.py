@@ -188,15 +188,16 @@ class Context:
         """Elaborate text that is not taken, for the mistakes in its names only: everything else is as before."""
         kept = {k: copy(v) for k, v in vars(self).items() if k not in ("diagnostics", "facts", "module", "parameters")}
         facts = {k: copy(v) for k, v in vars(self.facts).items()}
-        instance = env.instance and (env.instance.subtree.copy(), env.instance.begun)
+        instance = env.instance
+        subtree, begun = (instance.subtree.copy(), instance.begun) if instance else ([], None)
         before = len(self.diagnostics)
         try:
             yield
         finally:
             vars(self).update(kept)
             vars(self.facts).update(facts)
-            if env.instance and instance:
-                env.instance.subtree[:], env.instance.begun = instance
+            if instance:
+                instance.subtree[:], instance.begun = subtree, begun
             self.diagnostics[before:] = [d for d in self.diagnostics[before:] if d.code in NAME_CODES]
 
     # --- names ---

@@ -96,63 +96,70 @@ def bind_parameters(
     cx: Context, env: Env, rule: syntax.Rule, unit: Unit, arguments: tuple[syntax.Argument, ...], span: Span, path: str
 ) -> Mapping[str, Value] | None:
     """A rule's parameters from its arguments and defaults; None after reporting."""
+    given = _arguments(cx, rule, arguments)
+    if given is None:
+        return None
+    bound: dict[str, Value] = {}
+    defaults = Env(unit, cx.sites(rule, unit), path, None, env.default, env.per_used, arguments=bound)
+    for p in rule.parameters:
+        text = given.get(p.name, p.default)
+        if text is None:
+            cx.error("missing-argument", f"`{rule.name}` needs `{p.name}`", span, help=f"write `{rule.name}({p.name} = …)`")
+            return None
+        v = expressions.expression(cx, env if p.name in given else defaults, text)
+        if not _of_kind(cx, rule, p, v, text.span):
+            return None
+        check_instance_bounds(cx, rule, p, v, text.span)
+        bound[p.name] = v if v.static is not None and not v.needs else cx.emit(replace(env, path=path, rounds=""), p.name, v, span)
+    return bound
+
+
+def _arguments(cx: Context, rule: syntax.Rule, arguments: tuple[syntax.Argument, ...]) -> dict[str, syntax.Expr] | None:
+    """Arguments by parameter name; None after reporting."""
     names = [p.name for p in rule.parameters]
+    listed = ", ".join(f"`{n}`" for n in names) or "none"
     given: dict[str, syntax.Expr] = {}
     for i, a in enumerate(arguments):
         if isinstance(a.value, syntax.Name) and a.value.id in ("g", "it"):
-            cx.error(
-                "input-as-argument", f"a rule takes its input by `→`: write `{a.value.id} → {rule.name}`", a.span, help=f"write `{a.value.id} → {rule.name}`"
-            )
+            message = f"a rule takes its input by `→`: write `{a.value.id} → {rule.name}`"
+            cx.error("input-as-argument", message, a.span, help=f"write `{a.value.id} → {rule.name}`")
             return None
         name = a.name or (names[i] if i < len(names) else None)
         if name is None:
-            cx.error(
-                "too-many-arguments",
-                f"`{rule.name}` has {functions._count(len(names)).replace('argument', 'parameter')}",
-                a.span,
-                help=f"its parameters are {', '.join(f'`{n}`' for n in names) or 'none'}",
-            )
+            many = functions._count(len(names)).replace("argument", "parameter")
+            cx.error("too-many-arguments", f"`{rule.name}` has {many}", a.span, help=f"its parameters are {listed}")
             return None
         if name not in names:
             hint = "append `→ weight_decay(0.01)`" if name == "weight_decay" else did_you_mean(name, names)
-            cx.error(
-                "unknown-parameter",
-                f"`{rule.name}` has no parameter `{name}`",
-                a.span,
-                help=hint or f"its parameters are {', '.join(f'`{n}`' for n in names) or 'none'}",
-            )
+            cx.error("unknown-parameter", f"`{rule.name}` has no parameter `{name}`", a.span, help=hint or f"its parameters are {listed}")
             return None
         if name in given:
             cx.error("too-many-arguments", f"`{name}` is given twice", a.span, help="give it once, by place or by name")
             return None
         given[name] = a.value
-    bound: dict[str, Value] = {}
-    defaults = Env(unit, cx.sites(rule, unit), path, None, env.default, env.per_used, arguments=bound)
-    for p in rule.parameters:
-        if p.name not in given and p.default is None:
-            cx.error("missing-argument", f"`{rule.name}` needs `{p.name}`", span, help=f"write `{rule.name}({p.name} = …)`")
-            return None
-        v = expressions.expression(cx, env, given[p.name]) if p.name in given else expressions.expression(cx, defaults, p.default)  # type: ignore[arg-type]
-        fixed = isinstance(p.default, (syntax.Boolean, syntax.Text))
-        if fixed and not v.poisoned:
-            known = functions.constant(cx, v, f"the parameter `{p.name}` of `{rule.name}`", given[p.name].span if p.name in given else p.span)
-            if known is not None and isinstance(known, str) != isinstance(p.default, syntax.Text):
-                return (
-                    cx.error(
-                        "wrong-kind",
-                        f"`{p.name}` of `{rule.name}` is {'a text' if isinstance(p.default, syntax.Text) else 'true or false'}",
-                        given[p.name].span,
-                    )
-                    and None
-                )
-        elif isinstance(v.static, str):
-            return (
-                cx.error("wrong-kind", f"`{p.name}` of `{rule.name}` is a number", given[p.name].span if p.name in given else p.span, help="write a number")
-                and None
-            )
-        check_instance_bounds(cx, rule, p, v, given[p.name].span if p.name in given else p.span)
-        bound[p.name] = v if v.static is not None and not v.needs else cx.emit(replace(env, path=path, rounds=""), p.name, v, span)
-    return bound
+    return given
+
+
+def _of_kind(cx: Context, rule: syntax.Rule, p: syntax.Parameter, v: Value, span: Span) -> bool:
+    """Whether the value is of the parameter's kind: a text, true or false (both constant), or a number. Reports where it is not."""
+    if v.poisoned:
+        return True
+    name = f"`{p.name}` of `{rule.name}`"
+    match p.default:
+        case syntax.Text():
+            if not isinstance(v.static, str):
+                cx.error("wrong-kind", f"{name} is a text", span, help='write a text in quotes, such as `"mean"`')
+                return False
+            return functions.constant(cx, v, f"the parameter {name}", span) is not None
+        case syntax.Boolean():
+            if isinstance(v.static, str) or not v.type.boolean:
+                cx.error("wrong-kind", f"{name} is true or false", span, help="write `true`, `false`, or a condition of constants")
+                return False
+            return functions.constant(cx, v, f"the parameter {name}", span) is not None
+    if isinstance(v.static, str):
+        cx.error("wrong-kind", f"{name} is a number", span, help="write a number, such as `0.9`")
+        return False
+    return True
 
 
 def check_instance_bounds(cx: Context, rule: syntax.Rule, p: syntax.Parameter, v: Value, span: Span) -> None:
