@@ -57,7 +57,7 @@ def from_file(name_or_path: str | PathLike[str]) -> Module:
 
 def from_text(text: str, name: str | None = None) -> Module:
     """A text → its parsed declarations. `name` is what a bare pipeline is called."""
-    stem = name or "rule"
+    stem = name or "pipeline"
     return make_module(load_unit(Source(f"<{stem}>", text), stem, library().find))
 
 
