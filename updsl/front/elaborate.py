@@ -118,7 +118,14 @@ def _settle(
             facts.known, facts.changed = dict(cx.states), True
         if not facts.changed:
             found = tuple(cx.diagnostics)
-            return _Walked(None if found else program, found, frozenset(cx.predicates), frozenset(cx.populations), cx.counted, tuple(cx.reductions))
+            return _Walked(
+                None if any(d.severity == "error" for d in found) else program,
+                found,
+                frozenset(cx.predicates),
+                frozenset(cx.populations),
+                cx.counted,
+                tuple(cx.reductions),
+            )
     raise InternalError(f"the scopes of `{module.name}` do not settle")
 
 
@@ -216,7 +223,7 @@ def of_text(by_probe: list[tuple[Diagnostic, ...]]) -> list[Diagnostic]:
         for d in probe:
             key = (d.code, d.span.source.name, d.span.start)
             everywhere = all(any((o.code, o.span.source.name, o.span.start) == key for o in p) for p in by_probe)
-            if everywhere or d.code in NAME_CODES:
+            if everywhere or d.code in NAME_CODES or d.severity == "warning":
                 found.setdefault(key, d)
     return sorted(found.values(), key=lambda d: (d.span.source.name, d.span.start))
 

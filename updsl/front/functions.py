@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from updsl.core.diagnostic import Label, did_you_mean
+from updsl.core.diagnostic import Diagnostic, Label, did_you_mean
 from updsl.core.ir import Apply, Reduce, Ref, Type, is_shared, on_grid
 from updsl.core.ops import OPS
-from updsl.core.scope import ELEMENT, TENSOR, Scope
+from updsl.core.scope import ELEMENT, ROW, Scope, TENSOR
 from updsl.core.source import Span
 from updsl.front import core_text, fns, instances, matrix, streams, syntax
 from updsl.front import expression as expressions
@@ -253,6 +253,8 @@ def target(cx: Context, env: Env, t: Type, op: str, span: Span) -> Scope | None:
     env.per_used.used = True
     scope = env.default.scope
     if scope < t.scope:
+        if cx.checking and scope == ROW and len(cx.tensor.shape) < 2 and (t.rows, t.cols) == ("rows", "cols"):
+            warn_row_of_vector(cx, env, op, span)
         return scope
     origin = (Label(env.default.span, "this `per` gives its scope"),) if env.default.span else ()
     comes = "comes from this `per`" if origin else "is the default, `per tensor`"
@@ -268,6 +270,19 @@ def target(cx: Context, env: Env, t: Type, op: str, span: Span) -> Scope | None:
         )
     cx.error("reduction-scope", message, span, note_here=f"its scope {comes}" if not origin else "", labels=origin, help=help_)
     return None
+
+
+def warn_row_of_vector(cx: Context, env: Env, op: str, span: Span) -> None:
+    """A row of a 1-D tensor is one entry: `norm per row` makes it ±1."""
+    cx.diagnostics.append(
+        Diagnostic(
+            "row-of-vector",
+            f"on a tensor of one dimension, such as a bias, a row is one entry: this `{op}` is of that entry alone",
+            env.default.span or span,
+            help="guard it: `if ndim > 1 then … else …`, or route by `match`; nothing to do if every tensor is a matrix",
+            severity="warning",
+        )
+    )
 
 
 def select_largest(cx: Context, env: Env, values: list[Value], percent: bool, span: Span, site: syntax.Node) -> Value:

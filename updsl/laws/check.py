@@ -52,7 +52,7 @@ def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
             if id(rule) in parts or any(p.default is None for p in module.parameters.values()):
                 mistakes = [d for d in mistakes if d.code in NAME_CODES]  # what flows into it, and its parameters, are its callers' to say
         yield from mistakes
-        if mistakes:
+        if any(d.severity == "error" for d in mistakes):
             broken.add(id(rule))
     for rule, about in laws_of(unit):
         if id(rule) in broken:

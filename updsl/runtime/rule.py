@@ -36,7 +36,7 @@ class Rule:
         self.module = module
         self.params: Mapping[str, Constant] = MappingProxyType(settled(module, given))
         mistakes, self.constants = check_text(module, self.params)
-        if mistakes:
+        if any(d.severity == "error" for d in mistakes):
             raise UpdslError(mistakes)
         self._engines: dict[tuple, pipeline.Engine] = {}
 
