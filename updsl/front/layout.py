@@ -42,6 +42,8 @@ class Layout:
                 if self.margin is not None:
                     self.line_start(i)
                     self.margin = None
+                if token.type == "COLON" and self.open:
+                    self.unclosed()
                 if token.type in OPENING:
                     self.open.append(token)
                 elif token.type in CLOSING:

@@ -53,8 +53,8 @@ FOREIGN = {
     "!==": "write `!=`",
     "<>": "write `!=`",
     "=>": "write `>=` to compare, `→` for a pipeline",
-    "{": "write `(`",
-    "}": "write `)`",
+    "{": "write `(`; a block is indented, below a line that ends in `:`",
+    "}": "write `)`; a block ends where its indentation does",
     "\\": "lines join inside brackets, and a line that begins with `→` continues the one before",
     "?": "write `if c then a else b`",
     "'": "a text stands in double quotes; a prime follows its name at once, `n'`",
@@ -265,7 +265,7 @@ class Lexer:
             plain = folded[0].isalpha() and before.text != "0" and folded[0] not in "eE"
             digits = before.text + folded.replace("_", "")
             other = f"write `{digits}`" if digits.isdigit() else "a number is written `3`, `0.9`, `1e-8` or `10%`"
-            help_ = f"write `{before.text}*{folded}`" if plain else other
+            help_ = f"a product is written `{before.text}*{folded}`; a name begins with a letter, `{folded}{before.text}`" if plain else other
             self.error("number-form", f"`{before.text}{folded}` is neither a number nor a name", before.start, end, help_, (start, end))
         else:
             primed = (before.text + folded).replace("'", "") + "'"
@@ -303,19 +303,29 @@ class Lexer:
             self.dot(start)
         else:
             named = bool(self.tokens) and self.tokens[-1].type == "NAME" and self.tokens[-1].end == start
-            parts = [FOREIGN.get(folded), "a name is made of letters, digits, `_` and combining marks" if named and not text.isascii() else None]
-            help_ = "; ".join(p for p in parts if p) or None
+            letters = "a name is made of letters, digits, `_` and combining marks" if named and not text.isascii() else None
+            help_ = "; ".join(h for h in (FOREIGN.get(folded), letters) if h) or None
             self.error("unknown-symbol", f"`{text}` is not a symbol of the language", start, start + 1, help_)
 
     def dot(self, start: int) -> None:
         after = re.match(r"\d+", self.source.text[start + 1 : start + 1 + MAX_NUMBER])
         before = self.tokens[-1] if self.tokens and self.tokens[-1].end == start else None
-        if before is not None and before.type == "NUMBER":
+        line = self.source.text.rfind("\n", 0, start) + 1
+        if re.match(r"[ \t]*use\b", self.source.text[line : line + 80]):
+            self.path_used(line, start)
+        elif before is not None and before.type == "NUMBER":
             self.error("number-form", "a digit stands after the point of a number", start, start + 1, f"write `{before.text}`")
         elif after:
             self.error("number-form", "a digit stands before the point of a number", start, start + 1, f"write `0.{after.group()}`")
         else:
             self.error("unknown-symbol", "`.` is not a symbol of the language", start, start + 1, "the transpose is written `x.T`")
+
+    def path_used(self, line: int, start: int) -> None:
+        """`use ../other`, `use other.upd`: one report for the line."""
+        if any(e.span.start >= line for e in self.errors):
+            self.add("ERROR", "", start, start + 1)
+        else:
+            self.error("unknown-symbol", "`use` takes names of files beside this one: no folders, no `.upd`", start, start + 1, "write `use other` for the file other.upd in this folder")
 
 
 def is_superscript(c: str) -> bool:
