@@ -1,12 +1,40 @@
-"""Hypothesis profiles: `quick` draws the same examples on every run, `nightly` many more."""
+"""Hypothesis profiles: `quick` draws the same examples on every run, `nightly` many more. Every Program that the pipeline makes in a test is verified."""
 
 import os
+from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("quick", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("nightly", max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+from updsl import pipeline
+from updsl.middle.verify import verify
+
+CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("quick", derandomize=True, deadline=None, database=None, suppress_health_check=CHECKS)
+settings.register_profile("nightly", max_examples=5000, deadline=None, suppress_health_check=CHECKS)
 settings.load_profile("quick")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked nightly run under the nightly profile, or where they are asked for by `-m`."""
+    if config.getoption("--hypothesis-profile") == "nightly" or config.getoption("-m"):
+        return
+    left = [item for item in items if item.get_closest_marker("nightly")]
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=left)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def every_program_is_verified():
+    elaborate = pipeline.elaborate
+
+    def verified(*args, **more):
+        found = elaborate(*args, **more)
+        return replace(found, programs=tuple(map(verify, found.programs)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "elaborate", verified)
+        yield
