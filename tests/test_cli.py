@@ -315,3 +315,12 @@ def test_train_says_where_it_cannot_write(run, here):
     (here / "taken").write_text("")
     code, _, err = run("train", "sign", "--quick", "--out", "taken")
     assert (code, "Traceback" in err) == (2, False)
+
+
+@pytest.mark.parametrize("code", ["unreadable-file", "unknown-rule"])
+def test_pages_of_errors_without_a_rule_show_what_is_said(run, code):
+    page = (folder("docs/errors") / f"{code}.md").read_text(encoding="utf-8")
+    blocks = [b.replace("\n    ", "\n")[4:] for b in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)]
+    call, message = blocks
+    _, out, err = run(*call.split()[1:])
+    assert (out + err).strip() == message.strip()

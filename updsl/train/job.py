@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -83,7 +83,7 @@ def train(settings: Settings, methods: Sequence[Method], corpus: Corpus, progres
     return runs, True
 
 
-def _one_seed(settings: Settings, methods: Sequence[Method], corpus: Corpus, seed: int, runs: list[Run]) -> Iterator[int]:
+def _one_seed(settings: Settings, methods: Sequence[Method], corpus: Corpus, seed: int, runs: list[Run]) -> Generator[int, None, None]:
     bad = bad_steps(settings, seed)
     models = [make_model(settings.size, seed) for _ in methods]
     steppers = [m.start(model, settings.lr) for m, model in zip(methods, models, strict=True)]
