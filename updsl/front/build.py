@@ -74,7 +74,7 @@ class Builder:
         for p in parts[:-1]:
             if p.form == "open":
                 sign = "→" if rule == "pipe" else "per"
-                message = f"this `if` has an `→` or a `per` in its `then` branch, and an `{sign}` after it"
+                message = f"this `if` has an `→` or a `per` in its `then` branch, and a `{sign}` comes after it: does the branch take that, or the whole `if`?"
                 self.error("brackets-needed", message, p.node.span, help="put brackets around the branch, `if c then (a → b) else d`, or around the whole `if`")
 
     def error(self, code: str, message: str, span: Span, **more: Any) -> None:
@@ -102,7 +102,7 @@ class Builder:
     def word(self, token: Token, choices: tuple[str, ...], code: str, what: str) -> str:
         """One of a few words that are reserved only here."""
         if token.text not in choices:
-            shown = ", ".join(f"`{c}`" for c in choices[:-1]) + f" or `{choices[-1]}`"
+            shown = " or ".join(p for p in (", ".join(f"`{c}`" for c in choices[:-1]), f"`{choices[-1]}`") if p).replace("`block`", "`block(k)`")
             self.error(code, f"unknown {what} `{token.text}`", self.place(token), notes=(f"here fits {shown}",), help=did_you_mean(token.text, choices))
         return token.text
 
@@ -204,6 +204,8 @@ class Builder:
                 return syntax.Every(count, None, body, span=span)
             case "every", [_, count, _, start, _, body]:
                 return syntax.Every(count, start, body, span=span)
+            case "restart", [_, Token(type="WHEN"), condition, _]:
+                return syntax.Reset((), condition, span=span)
             case "restart", _:
                 return syntax.Reset((), span=span)
             case "reset", [_, *names, Token(type="WHEN"), condition, _]:

@@ -88,6 +88,7 @@ class Reader:
         questions = (
             self.block,
             self.line_end,
+            self.arm,
             self.sign,
             self.outside,
             self.statement,
@@ -202,8 +203,6 @@ class Reader:
             return self.make("foreign-word", f"`{word}` is not a word of the language", FOREIGN_WORDS[word], at=self.line[0])
         if {"EQUAL", "ASSIGN"} <= self.fits and self.types == ["NAME"]:
             return self.expression_alone()
-        if self.types == ["RESET"] and self.token.type == "WHEN":
-            return self.make("unexpected", "`reset` alone takes no condition", "name what is reset: `reset a, b when c`")
         if self.line:
             return None
         if "RETURN" in self.fits:
@@ -263,6 +262,13 @@ class Reader:
             return self.make("unexpected", f"{self.shown} gives a state its new value, in a statement of its own", "write `m ← …` on a line of its own")
         return None
 
+    def arm(self) -> Diagnostic | None:
+        """A statement in the place of an arm."""
+        if self.token.type not in ("EQUAL", "ASSIGN") or self.types != ["NAME"] or not {"COLON", "ARROW"} <= self.fits or "NEWLINE" in self.fits:
+            return None
+        help_ = "move the statement above the `match:`, or into the block of an arm"
+        return self.make("unexpected", "a `match` holds arms, `condition: …`, and this is a statement", help_, at=self.before)
+
     def looseness(self) -> Diagnostic | None:
         """What brackets would make fit."""
         kind = self.token.type
@@ -305,6 +311,8 @@ class Reader:
         kind = self.token.type
         code = "unfinished-line" if kind == "NEWLINE" else "unexpected"
         goes_on = kind in OPERANDS and "PLUS" in self.fits
+        if "THEN" in self.fits and kind in OPERANDS and all(t.type != "THEN" for t in self.rest):
+            return self.make(code, *MISSING["THEN"])
         for word, (message, help_) in MISSING.items():
             if word in self.fits and (not goes_on or (word == "TIMES" and kind == "LPAR")) and (word != "WHEN" or self.types == ["SKIP"]):
                 return self.make(code, message, help_)
@@ -322,9 +330,14 @@ class Reader:
             return None
         if self.types[0] == "RULE" and {"COLON", "EQUAL"} <= self.fits:
             return self.make("unexpected", f"`:` or `=` is missing before {self.shown}", "write `rule r:` before a block, `rule r = …` before an expression")
+        if self.token.type in ("EQUAL", "ASSIGN") and self.before.type in WORDS and "NAME" in self.fits:
+            word = self.written(self.before)
+            return self.make("reserved-word", f"`{word}` is a reserved word, and cannot be a name", f"choose another name, such as `{word}_`", at=self.before)
         between = f"between `{self.written(self.before)}` and {self.shown}"
         if self.before.type == "PER" and "NAME" in self.fits:
             return self.make("unexpected", f"a scope is missing {between}", note=SCOPES)
+        if self.before.type == "USE" and self.token.type == "TEXT":
+            return self.make("unexpected", "`use` takes names of files beside this one, without quotes", "write `use other` for the file other.upd in this folder")
         if "NAME" in self.fits and "NUMBER" not in self.fits:
             return self.make("unexpected", f"a name is missing {between}")
         if self.fits <= {"EQUAL", "ABOUT"}:
@@ -352,6 +365,8 @@ class Reader:
             return self.make("unexpected", f"an expression is missing {where}", None if before else "a pipeline begins with a stage: `norm → ema`")
         if "PLUS" in self.fits and kind in OPERANDS and before and before.type in ENDS_OPERAND:
             left, right = self.written(before), self.written(self.token)
+            if left in FOREIGN_WORDS:
+                return self.make("foreign-word", f"`{left}` is not a word of the language", FOREIGN_WORDS[left], at=before)
             pipeline = f", or `{left} → {right}` for a pipeline" if before.type in ("NAME", "RPAR") and kind in ("NAME", "CLIP", "IF", "REPEAT") else ""
             return self.make("unexpected", f"an operator is missing between `{left}` and `{right}`", f"write `{left}*{right}`{pipeline}")
         return None
