@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from updsl.core.diagnostic import Label
 from updsl.core.ir import Apply, Const, Reduce, Ref, Type
-from updsl.core.ops import OPS
+from updsl.core.ops import OPS, REDUCTIONS
 from updsl.core.scope import ALL, ELEMENT, GROUP, NAMED, TENSOR, Scope, block
 from updsl.core.source import Span
 from updsl.front import clip, functions, instances, matrix, regex, syntax
+from updsl.front.contents import nodes
 from updsl.front.context import POISON, Context, Default, Env, Flag, Value
 from updsl.front.statics import COMPARISONS, INFIX, fold
 from updsl.front.unit import BOTH, BUILTIN_NAMES, FUNCTIONS
@@ -26,7 +27,8 @@ def expression(cx: Context, env: Env, e: syntax.Expr, whole: bool = False) -> Va
         case syntax.Text(value=v):
             return Value(Const(0.0, span=e.span), v)
         case syntax.Name():
-            return name(cx, env, e, whole)
+            value = name(cx, env, e, whole)
+            return replace(value, expr=replace(value.expr, span=e.span))
         case syntax.Call():
             return functions.call(cx, env, e, whole)
         case syntax.Unary(op=op, operand=x):
@@ -271,7 +273,8 @@ def choose(cx: Context, env: Env, e: syntax.If, whole: bool) -> Value:
         return cx.error("not-a-condition", "this is no condition", e.condition.span, help="compare it: `x > 0`, `x != 0`")
     if is_static(cx, condition):
         taken, other = (e.then, e.otherwise) if condition.static else (e.otherwise, e.then)
-        env.per_used.used = env.it_read.used = True
+        env.it_read.used = True
+        env.per_used.used = env.per_used.used or may_reduce(env, other)
         if cx.checking:
             with cx.discarded(env):
                 expression(cx, replace(env, population=f"{env.population}/{id(other)}"), other, whole)
@@ -285,6 +288,15 @@ def choose(cx: Context, env: Env, e: syntax.If, whole: bool) -> Value:
     if then.poisoned != otherwise.poisoned:
         return replace(then if otherwise.poisoned else otherwise, poisoned=True)
     return elementwise(cx, "select", [condition, then, otherwise], e.span)
+
+
+def may_reduce(env: Env, tree: object) -> bool:
+    """Whether text that is not taken could take a default scope: it holds a reduction, or applies a rule or function of texts."""
+    for n in nodes(tree):
+        word = n.id if isinstance(n, syntax.Name) else n.callee if isinstance(n, syntax.Call) else ""
+        if word in REDUCTIONS or word == "largest" or (word and word not in FUNCTIONS and (env.unit.find_rule(word) or env.unit.find_fn(word))):
+            return True
+    return False
 
 
 def is_static(cx: Context, v: Value) -> bool:

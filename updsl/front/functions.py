@@ -7,7 +7,7 @@ from dataclasses import replace
 from updsl.core.diagnostic import Diagnostic, Label, did_you_mean
 from updsl.core.ir import Apply, Reduce, Ref, Type, is_shared, on_grid
 from updsl.core.ops import OPS
-from updsl.core.scope import ELEMENT, ROW, Scope, TENSOR
+from updsl.core.scope import ELEMENT, ROW, TENSOR, Scope
 from updsl.core.source import Span
 from updsl.front import core_text, fns, instances, matrix, streams, syntax
 from updsl.front import expression as expressions
@@ -60,7 +60,7 @@ def apply_to_stream(cx: Context, env: Env, e: syntax.Call) -> Value:
     if not (cx.agree(stream.type.rows, "rows") and cx.agree(stream.type.cols, "cols")) or stream.type.samples:
         return cx.error(
             "grid-mismatch",
-            f"the stream of `rule(…)` is {cx.describe(stream.type)}, and gradients are {cx.describe(grid)}",
+            f"the stream of `rule(…)` is {cx.grid(stream.type)}, and gradients are {cx.grid(grid)}",
             e.arguments[0].span,
             help="give a stream of the gradient's own grid",
         )
@@ -122,7 +122,7 @@ def subject(cx: Context, env: Env, given: dict[str, syntax.Expr], first: str, sp
     if first in given:
         return expressions.expression(cx, env, given[first])
     if env.it is None:
-        return cx.error("fn-not-pure", "in a `fn` nothing flows: a function needs its first argument", span, help="write it, such as `mean(x)`")
+        return cx.error("fn-not-pure", f"in {env.place} nothing flows: a function needs its first argument", span, help="write it, such as `mean(x)`")
     env.it_read.used = True
     return env.it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from dataclasses import replace
 
 from updsl.core import ir
@@ -26,6 +27,8 @@ def body(cx: Context, env: Env, text: syntax.Expr | tuple[syntax.Statement, ...]
     weight = cx.weight
     value: Value | None = None
     for i, s in enumerate(text):
+        if isinstance(s, syntax.Input) and (text is not instance(env).rule.body or not all(isinstance(x, syntax.Input) for x in text[:i])):
+            cx.error("misplaced-statement", "`input` comes before all else of a rule", s.span, help="move it to the first line of the rule's block")
         match s:
             case syntax.Return(value=e):
                 value = expressions.expression(cx, env, e, True)
@@ -67,7 +70,9 @@ def statement(cx: Context, env: Env, s: syntax.Statement) -> None:
                 declare_input(cx, env, item)
         case syntax.Local(name=name, value=e) | syntax.Let(name=name, value=e):
             value = right_side(cx, env, e)
-            if new_name(cx, env, name, s.name_span):
+            if not new_name(cx, env, name, s.name_span):
+                instance(env).names[-1].setdefault(name, Slot("local", POISON, s.name_span))
+            else:
                 kind = "let" if isinstance(s, syntax.Let) else "local"
                 if value.type.window and not in_core_text(cx):
                     value = cx.error(
@@ -79,6 +84,8 @@ def statement(cx: Context, env: Env, s: syntax.Statement) -> None:
             for item in items:
                 if new_name(cx, env, item.name, item.name_span):
                     states.declare(cx, env, item)
+                else:
+                    instance(env).names[-1].setdefault(item.name, Slot("local", POISON, item.name_span))
         case syntax.Assign():
             assign(cx, env, s)
         case syntax.RepeatBlock(count=count, body=inner):
@@ -158,7 +165,8 @@ def new_name(cx: Context, env: Env, name: str, span: Span) -> bool:
 def declare_input(cx: Context, env: Env, item: syntax.InputItem) -> None:
     if not new_name(cx, env, item.name, item.span):
         return
-    if item.name in FORBIDDEN:
+    if item.name in FORBIDDEN or keyword.iskeyword(item.name):
+        instance(env).names[-1][item.name] = Slot("input", POISON, item.span)
         cx.error(
             "forbidden-name",
             f"an input cannot be called `{item.name}`: Python could not pass it by name",
@@ -217,9 +225,19 @@ def assign(cx: Context, env: Env, s: syntax.Assign) -> None:
         case "input":
             cx.error("assign-unknown", f"`{s.name}` is an input", s.name_span, help="give what you compute a name of its own")
         case _:
-            what = f"`{s.name}` is a parameter" if s.name in me.parameters else f"there is no state or `let` called `{s.name}`"
-            known = [n for b in me.names for n, slot in b.items() if slot.kind in ("state", "let")]
-            cx.error("assign-unknown", what, s.name_span, help=did_you_mean(s.name, known) or f"declare it first: `state {s.name} = 0`, or set it once by `=`")
+            assign_unknown(cx, me, s)
+
+
+def assign_unknown(cx: Context, me: Instance, s: syntax.Assign) -> None:
+    """`name ← …` of what is neither a state nor a `let`."""
+    known = [n for b in me.names for n, slot in b.items() if slot.kind in ("state", "let")]
+    if s.name in me.parameters or s.name in BUILTIN_NAMES:
+        what = "a parameter, which is set from outside" if s.name in me.parameters else "a built-in name"
+        cx.error("assign-unknown", f"`{s.name}` is {what}", s.name_span, help=f"give what you compute a name of its own: `{s.name}_ = …`")
+        return
+    help_ = did_you_mean(s.name, known) or f"declare it above: `state {s.name} = 0` if it is kept between steps, `let {s.name} = …` if not"
+    cx.error("assign-unknown", f"there is no state or `let` called `{s.name}`", s.name_span, help=help_)
+    me.names[0].setdefault(s.name, Slot("let", POISON, s.name_span))
 
 
 def write_weight(cx: Context, env: Env, s: syntax.Assign, value: Value) -> None:
@@ -301,12 +319,9 @@ def watch(cx: Context, env: Env, s: syntax.Watch, label: str, e: syntax.Expr) ->
     if value.poisoned:
         return
     if not value.type.scope <= TENSOR or value.type.samples or value.type.window:
-        cx.error(
-            "watch-scope",
-            f"a watch is one number for each tensor, or coarser, and this is {cx.describe(value.type)}",
-            e.span,
-            help="reduce it: `watch x = norm(…)`, or `mean(…) per all`",
-        )
+        has = "one value for each sample" if value.type.samples else "a window in time" if value.type.window else value.type.scope.one_for_each
+        help_ = "take `sample_mean(…)` first" if value.type.samples else "reduce it: `watch x = norm(…)`, or `mean(…) per all`"
+        cx.error("watch-scope", f"a watch is one number for each tensor, or coarser, and this is {has}", e.span, help=help_)
         return
     add_watch(cx, env, env.sites.label(s, "watch"), cx.emit(env, env.sites.label(s, "value"), value, s.span))
 
@@ -346,7 +361,8 @@ def match_arms(cx: Context, env: Env, s: syntax.Match) -> Value:
             return POISON
         if holds and taken is None:
             taken = arm
-    env.per_used.used = env.it_read.used = True
+    env.it_read.used = True
+    env.per_used.used = env.per_used.used or any(expressions.may_reduce(env, arm.body) for arm in s.arms)
     for arm in s.arms:
         if arm is not taken and cx.checking:
             with cx.discarded(env):
