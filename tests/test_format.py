@@ -1,6 +1,7 @@
 """`updsl fmt`: same meaning, same comments, and a second run changes nothing."""
 
 import pytest
+import trees
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ from updsl.core.source import Source
 from updsl.front.format import format_source
 from updsl.front.lex import tokens
 from updsl.front.parse import parse
+from updsl.front.text import to_text
 
 RULES = sorted(folder("rules").glob("*/*.upd"))
 
@@ -137,3 +139,9 @@ def test_a_second_run_changes_nothing_and_nothing_is_lost(texts):
     assert formatted(once) == once
     assert comments(once) == comments(other)
     assert parse(Source("a.upd", once)) == parse(Source("a.upd", text))
+
+
+@given(trees.files)
+def test_what_a_tree_prints_as_is_formatted(tree):
+    text = to_text(tree)
+    assert formatted(text) == text
