@@ -291,7 +291,7 @@ def test_train(run, here, rule):
     (here / "a.upd").write_text(rule)
     code, out, err = run("train", "a.upd", "--quick", "--out", "result")
     assert code == 0, err
-    assert "10/40" in err
+    assert "20/40" in err
     assert [line.split("  ")[0] for line in out.split("\n") if line.startswith(("no clipping", "clip_grad", "rule a"))] == [
         "no clipping",
         "clip_grad_norm_(1.0)",

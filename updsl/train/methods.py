@@ -96,6 +96,7 @@ def _before_optimizer(rule: Any, model: nn.Module, lr: float) -> Stepper:
     optimizer = base_optimizer(model, lr)
     times: list[float] = []
     optimizer.register_step_pre_hook(lambda *_: times.append(time.perf_counter()))
+    optimizer.register_step_post_hook(lambda *_: times.append(time.perf_counter()))
     handle = updsl.attach(optimizer, rule, names=model)
     optimizer.register_step_pre_hook(lambda *_: times.append(time.perf_counter()))
 
@@ -106,8 +107,8 @@ def _before_optimizer(rule: Any, model: nn.Module, lr: float) -> Stepper:
             handle.inputs(loss=loss)
         times.clear()
         optimizer.step()
-        begin, middle, end = *times, time.perf_counter()
-        return Update(norm, is_clipped(handle.watch()), middle - begin, end - middle)
+        begin, ruled, moved, end = *times, time.perf_counter()  # hooks run in the order of their registration, the rule's own between ours
+        return Update(norm, is_clipped(handle.watch()), ruled - begin + end - moved, moved - ruled)
 
     return step
 
