@@ -33,9 +33,10 @@ def inputs_of(module: Module, engine: Engine, here: Layout, present: Iterable[st
     for item, readers in _read(engine, present).items():
         if given.get(item.name) is None:
             raise UpdslError(Diagnostic("missing-input", f"`{module.name}` reads the input `{item.name}`, which is not given", help=f"pass `{item.name}=`: {form(item)}"))
-        found[item.name] = {key: convert(x) for key, x in _by_key(item, given[item.name], here, readers).items()}
+        values = {key: convert(x) for key, x in _by_key(item, given[item.name], here, readers).items()}
+        found[item.name] = found.get(item.name, {}) | values  # classes whose grids differ read the same input
         if item.kind == "samples":
-            for name, x in found[item.name].items():
+            for name, x in values.items():
                 if batch not in (None, len(x)):
                     raise UpdslError(Diagnostic("input-shape", f"`{item.name}` of `{name}` has {len(x)} samples, where others have {batch}", help="hand over the same samples of all"))
                 batch = len(x)
