@@ -28,7 +28,9 @@ from updsl.front.text import number_text, to_text
 
 FRONT = Path(__file__).parents[1] / "updsl" / "front"
 CONFORMANCE = [c["text"] for c in (*load.points(), *load.programs())]
-BAD_SYNTAX = json.loads((Path(__file__).parent / "data" / "bad_syntax.json").read_text(encoding="utf-8"))
+BAD_SYNTAX_FILE = Path(__file__).parent / "data" / "bad_syntax.json"
+BAD_SYNTAX = json.loads(BAD_SYNTAX_FILE.read_text(encoding="utf-8"))
+"""Each text with what is said of its mistakes. `python tests/test_parse.py` writes down what is said now, to be read before it is committed."""
 
 
 def file(text: str) -> syntax.File:
@@ -380,3 +382,13 @@ def test_tables_do_without_a_cache(tmp_path):
 
 def test_the_tree_is_of_the_documented_classes():
     assert expression("if not a then -b else c") == If(Unary("not", Name("a")), Unary("-", Name("b")), Name("c"))
+
+
+def written_down(x: str) -> str:
+    """As JSON, with escapes only for what cannot be seen."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(x, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    rows = [",\n   ".join(map(written_down, (text, *map(said, refused(text))))) for text, *_ in BAD_SYNTAX]
+    BAD_SYNTAX_FILE.write_text("[\n" + ",\n".join(f"  [{row}]" for row in rows) + "\n]\n", encoding="utf-8")
