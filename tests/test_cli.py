@@ -220,6 +220,14 @@ def test_explain_a_rule(run, here):
     assert [p["name"] for p in data["parameters"]] == ["beta1", "beta2", "eps"]
 
 
+def test_every_rule_of_the_library_explains(run):
+    for name in library().rules:
+        code, out, err = run("explain", name)
+        assert (code, err) == (0, ""), name
+        assert out.startswith(f"{name}: "), name
+        assert json.loads(run("explain", name, "--format", "json")[1])["name"] == name
+
+
 def test_explain_a_case_of_a_match(run):
     _, out, _ = run("explain", "scale", "--tensor", "lm_head.weight=8x4", "--tensor", "bias=3")
     assert out.count("\nfor ") == 2
