@@ -109,13 +109,13 @@ def conda(stream, projections, w, lr, beta1=0.9, beta2=0.999, eps=1e-8, gap=2000
 
 @tensors
 def gradnormlorp_with(stream, projections, w, lr, scale=1, beta1=0.9, beta2=0.999, eps=1e-6):
-    axis = 1 if w.ndim == 2 else None
-    length = lambda x: np.sqrt(np.sum(x**2, axis=axis, keepdims=True)) if axis else norm(x)
+    axis = tuple(range(1, w.ndim)) or None
+    length = lambda x: np.sqrt(np.sum(x**2, axis=axis, keepdims=True))
     v_weights, m, v, gain_m, gain_v = w.copy(), 0.0, 0.0, 0.0, 0.0
     for t, (g, p) in enumerate(zip(stream, projections, strict=True), 1):
         gamma = length(v_weights)
-        slope = np.sum(g * v_weights / gamma, axis=axis, keepdims=True) if axis else np.sum(g * v_weights / gamma)
-        m, v, u = adam_step(m, v, down(g, p) if axis else g, t, beta1, beta2, eps, hf=True)
+        slope = np.sum(g * v_weights / gamma, axis=axis, keepdims=True)
+        m, v, u = adam_step(m, v, down(g, p) if w.ndim == 2 else g, t, beta1, beta2, eps, hf=True)
         gain_m, gain_v, gain_u = adam_step(gain_m, gain_v, slope, t, beta1, beta2, eps, hf=True)
-        v_weights = v_weights - lr * (scale * up(u, p, w.shape) if axis else u)
+        v_weights = v_weights - lr * (scale * up(u, p, w.shape) if w.ndim == 2 else u)
         yield (gamma - lr * gain_u) * v_weights / length(v_weights)
