@@ -101,7 +101,8 @@ class Sites:
                 yield "value", "tensors"
             case syntax.Name(id=name) | syntax.Call(callee=name):
                 if self.applies_rule(node, in_stage):
-                    yield "rule", name.casefold()
+                    found = self.unit.find_rule(name)
+                    yield "rule", found[0].name if found else name
                 elif name == "history":
                     yield "state", name
                     yield "value", name
