@@ -33,7 +33,7 @@ def centred(env: Env, e: syntax.Expr) -> tuple[syntax.Call, syntax.Fn, Unit] | N
 def clip(cx: Context, env: Env, e: syntax.Clip) -> Value:
     """`clip m > τ`: it ↦ c + (it − c)·τ/m where m > τ, else it; `<` alike. A cell where m is 0 or NaN stays."""
     if env.instance is None or env.it is None:
-        return cx.error("fn-not-pure", "a `fn` has nothing to clip: nothing flows in it", e.span, help="write `x → clip …` in the rule")
+        return cx.error("fn-not-pure", f"{env.place} holds no `clip`: it computes from its parameters only", e.span, help="write `x → clip …` in the rule")
     label = env.sites.label(e, "value")
     env.it_read.used = True
     centre = centred(env, e.measure)
@@ -51,8 +51,8 @@ def clip(cx: Context, env: Env, e: syntax.Clip) -> Value:
             "scope-mismatch",
             "the bound of this clip is finer than its measure",
             e.bound.span,
-            note_here=cx.describe(bound.type),
-            labels=(Label(e.measure.span, cx.describe(measure.type)),),
+            note_here=bound.type.scope.one_for_each,
+            labels=(Label(e.measure.span, measure.type.scope.one_for_each),),
             help="compare entries, `clip abs > …`, or make the bound one number, such as `norm(…)`",
         )
     if bound.static is not None and not isinstance(bound.static, (bool, str)) and bound.static < 0 and bound.needs <= cx.facts.constants:

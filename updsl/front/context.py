@@ -105,6 +105,11 @@ class Env:
     calls: tuple[str, ...] = ()
     in_law: bool = False
 
+    @property
+    def place(self) -> str:
+        """What holds this expression, where nothing flows."""
+        return "a `fn`" if self.instance is None else "the start of a state"
+
 
 @dataclass
 class Facts:
@@ -117,6 +122,8 @@ class Facts:
     clocks: set[str] = field(default_factory=set)
     ties: dict[Dim, Dim] = field(default_factory=dict)
     constants: set[str] = field(default_factory=set)
+    mistaken: dict[str, tuple[Diagnostic, ...]] = field(default_factory=dict)
+    """States with a mistake in an update, and what was reported until there: what reads them reports nothing further."""
     changed: bool = False
 
 
@@ -164,6 +171,7 @@ class Context:
         self.guarded_watches: list[str] = []
         self.spent = 0
         self.counted = False
+        self.mistaken: dict[str, tuple[Diagnostic, ...]] = {}
         self.stored: dict[str, tuple[str, Type]] = {}
 
     # --- mistakes ---
@@ -291,15 +299,14 @@ class Context:
             return True
         return self.size(a) == self.size(b)
 
-    def describe(self, t: Type) -> str:
-        """A type in the user's words."""
+    def grid(self, t: Type) -> str:
+        """The grid of a type in the user's words, for mistakes of size."""
+        if t.rows is None and t.cols is None:
+            return t.scope.one_for_each
+        rows, cols = (str(self.size(d) or d) for d in (t.rows, t.cols))
         if t.rows is not None and t.cols is not None:
-            shown = " × ".join(str(d) if self.size(d) is None or isinstance(self.dim(d), int) else f"{d} ({self.size(d)})" for d in (t.rows, t.cols))
-            return f"{t.scope.one_for_each} of a {shown} grid"
-        if t.rows is not None or t.cols is not None:
-            d = t.rows if t.rows is not None else t.cols
-            return f"{t.scope.one_for_each}, {self.size(d) or d} of them"
-        return t.scope.one_for_each
+            return f"{rows} × {cols}"
+        return f"one value for each of {rows} rows" if t.rows is not None else f"one value for each of {cols} columns"
 
     def combine(self, values: list[Value], span: Span, what: str) -> Type | None:
         """The type of values combined cell by cell; None after reporting that their grids or windows do not agree."""
@@ -309,7 +316,7 @@ class Context:
                 if not (self.agree(t.rows, u.rows) and self.agree(t.cols, u.cols)):
                     self.error(
                         "grid-mismatch",
-                        f"{what} needs grids that agree: {self.describe(u)}, and {self.describe(t)}",
+                        f"{what} needs grids that agree, and they are {self.grid(u)} and {self.grid(t)}",
                         span,
                         help="transpose one (`x.T`), or reduce it to a value per row, column or tensor",
                     )
@@ -344,5 +351,6 @@ def is_host(e: Expr, hosts: Mapping[str, Expr]) -> bool:
 
 NAME_CODES = frozenset(
     "unknown-name unknown-function unknown-rule unknown-parameter missing-argument too-many-arguments used-before-set shadowed-name assign-unknown "
-    "input-as-argument forbidden-name duplicate-name stage-ignores-input fn-not-pure rule-or-function misplaced-statement".split()
+    "input-as-argument forbidden-name duplicate-name stage-ignores-input fn-not-pure rule-or-function misplaced-statement "
+    "state-in-arm state-init bad-pattern arms-disagree writes-weights-inside".split()
 )

@@ -16,7 +16,8 @@ from updsl.core.frame import Tensor
 from updsl.core.ir import Apply, Const, Program, Ref, Type
 from updsl.core.ir import Watch as IrWatch
 from updsl.core.scope import ALL, GROUP, TENSOR
-from updsl.front import instances, regex, statements
+from updsl.core.source import Span
+from updsl.front import instances, regex, statements, syntax
 from updsl.front.context import NAME_CODES, POISON, Context, Default, Env, Facts, Flag, Instance, Reduction, Value
 from updsl.front.module import Module
 from updsl.front.unit import Constant
@@ -116,7 +117,9 @@ def _settle(
         program = _walk(cx)
         if cx.states != facts.known:
             facts.known, facts.changed = dict(cx.states), True
-        if not facts.changed:
+        if not facts.changed and cx.mistaken:
+            facts.mistaken.update(cx.mistaken)
+        elif not facts.changed:
             found = tuple(cx.diagnostics)
             return _Walked(
                 None if any(d.severity == "error" for d in found) else program,
@@ -162,19 +165,34 @@ def _walk(cx: Context) -> Program:
 def _check_out(cx: Context, out: Value) -> None:
     if out.poisoned:
         return
-    rule = cx.module.rule
-    span = out.expr.span if out.expr.span.source is cx.module.unit.source else rule.span
-    if out.type.samples:
+    if any(d.severity == "error" for d in cx.diagnostics):
+        return
+    span = _returned(cx.module.rule, out)
+    if isinstance(out.static, str):
+        cx.error("text-as-number", "a rule returns numbers, and this is a text", span, help='compare it: `if mode == "mean" then … else …`')
+    elif out.type.samples:
         cx.error("samples-in-state", "what the rule returns still has one value for each sample", span, help="take `sample_mean(…)` or `sample_sum(…)`")
     elif out.type.window:
         cx.error("window-outside", "a window stands only under a reduction", span, help="reduce it over time: `mean(it → history(9))`")
     elif not (cx.agree(out.type.rows, "rows") and cx.agree(out.type.cols, "cols")):
         cx.error(
             "grid-mismatch",
-            f"the rule returns {cx.describe(out.type)}, and its gradient is {cx.describe(statements.GRID)}",
+            f"the rule returns a grid of {cx.grid(out.type)}, and its gradient is {cx.grid(statements.GRID)}",
             span,
             help="return something of the gradient's own grid: `P @ u`, `x.T`",
         )
+
+
+def _returned(rule: syntax.Rule, out: Value) -> Span:
+    """Where a rule says what it gives."""
+    body = rule.body
+    if not isinstance(body, tuple):
+        return body.span
+    match body[-1]:
+        case syntax.Return(value=value):
+            return value.span
+        case _:
+            return out.expr.span if out.expr.span.source is rule.span.source else rule.name_span
 
 
 def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants: frozenset[str]) -> Elaborated:

@@ -11,9 +11,10 @@ from updsl.core.ops import OPS, REDUCTIONS
 from updsl.core.scope import ALL, ELEMENT, GROUP, NAMED, TENSOR, Scope, block
 from updsl.core.source import Span
 from updsl.front import clip, functions, instances, matrix, regex, syntax
-from updsl.front.contents import nodes
+from updsl.front.contents import gives_weights, nodes
 from updsl.front.context import POISON, Context, Default, Env, Flag, Value
 from updsl.front.statics import COMPARISONS, INFIX, fold
+from updsl.front.suggest import look_alike, suggestion
 from updsl.front.unit import BOTH, BUILTIN_NAMES, FUNCTIONS
 
 
@@ -92,35 +93,27 @@ def is_ambiguous(e: syntax.Expr, env: Env) -> bool:
 def read(cx: Context, state: str, e: syntax.Node) -> Value:
     """A state as of here."""
     now = cx.current.get(state)
-    return Value(now if now is not None else Ref(state, "state", cx.states[state].type, span=e.span))
+    return Value(now if now is not None else Ref(state, "state", cx.states[state].type, span=e.span), poisoned=state in cx.facts.mistaken)
 
 
 def unknown_name(cx: Context, env: Env, e: syntax.Name) -> Value:
     if e.id in env.sites.locals:
         return cx.error(
             "used-before-set",
-            f"`{e.id}` has no value yet: it gets one further down, or in a block that has ended",
+            f"`{e.id}` has no value here: it gets one further down, or in a block that has ended",
             e.span,
             help="move the line that sets it up to before this one",
         )
     if env.instance is None:
-        return cx.error(
-            "unknown-name",
-            f"unknown name `{e.id}`: a `fn` sees its parameters and functions only",
-            e.span,
-            help=functions.suggestion(e.id, list(env.arguments) + sorted(FUNCTIONS)),
+        message, seen = f"unknown name `{e.id}`: a `fn` sees its parameters and functions only", [*env.arguments, *FUNCTIONS, *env.unit.fns]
+    else:
+        own = [*env.instance.parameters, *(n for b in env.instance.names for n in b)]
+        message, seen = (
+            f"unknown name or stage `{e.id}`",
+            [*own, *BUILTIN_NAMES, *FUNCTIONS, "clip", *env.unit.rules, *env.unit.fns, *functions.library_names(env.unit)],
         )
-    seen = [
-        *BUILTIN_NAMES,
-        *FUNCTIONS,
-        "clip",
-        *env.instance.parameters,
-        *(n for b in env.instance.names for n in b),
-        *env.unit.rules,
-        *env.unit.fns,
-        *functions.library_names(env.unit),
-    ]
-    return cx.error("unknown-name", f"unknown name or stage `{e.id}`", e.span, help=functions.suggestion(e.id, seen))
+    help_ = suggestion(e.id, seen)
+    return cx.error("unknown-name", message, e.span, notes=look_alike(e.id), help=help_)
 
 
 def builtin(cx: Context, env: Env, e: syntax.Name) -> Value:
@@ -158,6 +151,10 @@ def builtin(cx: Context, env: Env, e: syntax.Name) -> Value:
                 cx.facts.changed = True
             return Value(instance.clock if instance.clock is not None else Ref("t", "builtin", Type(ALL), span=e.span))
         case "batch":
+            if "samples" not in cx.module.inputs.values():
+                return cx.error(
+                    "no-samples", "`batch` is the number of samples, and this rule has none", e.span, help="write `input samples` first in the rule's block"
+                )
             return Value(Ref("batch", "builtin", Type(ALL), span=e.span))
         case "tensors":
             cx.counted = True
@@ -284,6 +281,14 @@ def choose(cx: Context, env: Env, e: syntax.If, whole: bool) -> Value:
     for branch in (e.then, e.otherwise):
         if is_ambiguous(branch, env):
             return ambiguous(cx, branch.body if isinstance(branch, syntax.Per) else branch)  # type: ignore[arg-type]
+    for branch in (e.then, e.otherwise):
+        if gives_weights(branch, env.unit):
+            return cx.error(
+                "writes-weights-inside",
+                "this branch writes the weights, and both branches of such an `if` are evaluated, whatever the condition",
+                branch.span,
+                help="choose what is written: `w ← w - lr*(if c then a else b)`; an `if` on attributes or constants may have such a branch",
+            )
     then, otherwise = expression(cx, env, e.then), expression(cx, env, e.otherwise)
     if then.poisoned != otherwise.poisoned:
         return replace(then if otherwise.poisoned else otherwise, poisoned=True)
@@ -328,9 +333,17 @@ def per(cx: Context, env: Env, e: syntax.Per, whole: bool) -> Value:
             f"nothing here takes the scope `{scope}`",
             e.scope.span,
             labels=(Label(e.body.span, "no reduction in this takes its scope"),),
-            help=f"put the brackets around what should be `per {scope}`: `(norm(g) per {scope}) → ema`",
+            help=f"delete the `per`, or put it behind the reduction that it is meant for, in brackets: `(norm(g) per {scope})`",
         )
     return value
+
+
+def bracketed(cx: Context, before: syntax.Expr, stage: syntax.Per) -> None:
+    """`norm(g) → ema per all` meant `(norm(g) per all) → ema`: say so."""
+    last = cx.diagnostics[-1] if cx.diagnostics else None
+    texts = [x.span.text for x in (before, stage.scope, stage.body)]
+    if last is not None and last.code == "per-unused" and last.span == stage.scope.span and sum(map(len, texts)) < 80 and not isinstance(before, syntax.Per):
+        cx.diagnostics[-1] = replace(last, help=f"write `({texts[0]} per {texts[1]}) → {texts[2]}`")
 
 
 def applies_own_rule(env: Env, e: syntax.Expr) -> bool:
@@ -345,12 +358,14 @@ def pipe(cx: Context, env: Env, stages: tuple[syntax.Expr, ...]) -> Value:
         if i:
             env = replace(env, it=cx.emit(env, env.sites.label(stages[i - 1], "flow"), value, stages[i - 1].span), it_read=Flag())
         value = expression(cx, env, stage, True)
+        if i and isinstance(stage, syntax.Per):
+            bracketed(cx, stages[i - 1], stage)
         if i and not env.it_read.used and not value.poisoned:
             return cx.error(
                 "stage-ignores-input",
                 "this stage does not read the value that flows into it",
                 stage.span,
-                help="read `it`, as in `→ it + 1`, or begin a new line with this",
+                help="let it read `it`, as in `→ it / norm`; or drop what stands before `→`" if i == 1 else "let it read `it`, as in `→ it / norm`",
             )
     return value
 

@@ -9,7 +9,7 @@ from updsl.core.ir import Apply, Reduce, Ref, Type, is_shared, on_grid
 from updsl.core.ops import OPS
 from updsl.core.scope import ELEMENT, ROW, TENSOR, Scope
 from updsl.core.source import Span
-from updsl.front import core_text, fns, instances, matrix, streams, syntax
+from updsl.front import core_text, fns, instances, matrix, streams, suggest, syntax
 from updsl.front import expression as expressions
 from updsl.front.context import POISON, Context, Env, Reduction, Value
 from updsl.front.unit import FUNCTIONS, Unit
@@ -36,17 +36,14 @@ def call(cx: Context, env: Env, e: syntax.Call, whole: bool, site: syntax.Node |
     if is_local:
         return cx.error("not-a-function", f"`{e.callee}` is a value: it takes no arguments", e.span, help=f"write `{e.callee}` alone, or `{e.callee} * (…)`")
     choices = [*FUNCTIONS, *env.unit.rules, *env.unit.fns, *library_names(env.unit)]
-    return cx.error("unknown-function", f"unknown function or rule `{e.callee}`", e.callee_span, help=suggestion(e.callee, choices))
+    notes, help_ = suggest.look_alike(e.callee), suggest.suggestion(e.callee, choices)
+    return cx.error("unknown-function", f"unknown function or rule `{e.callee}`", e.callee_span, notes=notes, help=help_)
 
 
 def library_names(unit: Unit) -> list[str]:
     """Names of the library's files, for suggestions."""
     owner = getattr(unit.library, "__self__", None)
     return list(owner.files) if owner is not None else []
-
-
-def suggestion(name: str, choices: list[str]) -> str | None:
-    return did_you_mean(name, [*choices, "clip"])
 
 
 def apply_to_stream(cx: Context, env: Env, e: syntax.Call) -> Value:
@@ -155,7 +152,7 @@ def constant(cx: Context, v: Value, what: str, span: Span) -> float | bool | str
             "not-constant",
             f"{what} must be a constant: it is fixed when the rule is compiled",
             span,
-            help="use literals, attributes such as `rows`, and parameters",
+            help="use literals, attributes such as `rows`, and parameters: nothing that depends on `g`, states, `t` or `lr`",
         )
         return None
     clash = next(iter(v.needs & cx.overridden), None)
@@ -201,8 +198,9 @@ def function(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
         case "elementwise":
             return expressions.elementwise(cx, e.callee, values, e.span)
         case "reduction":
-            p = constant(cx, expressions.expression(cx, env, given["p"]), "the p of a norm", given["p"].span) if "p" in given else 2.0
-            static = () if e.callee != "norm" else (float(p) if p is not None and not isinstance(p, str) else 2.0,)
+            static = (order(cx, env, given),) if e.callee == "norm" else ()
+            if None in static:
+                return POISON
             return reduce(cx, env, e.callee, values, static, e.span, site)
         case "selection":
             percent = isinstance(given["k"], syntax.Number) and given["k"].percent
@@ -215,6 +213,20 @@ def function(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
         case "matrix":
             return matrix.apply(cx, env, e, values, given)
     raise AssertionError(op.kind)
+
+
+def order(cx: Context, env: Env, given: dict[str, syntax.Expr]) -> float | None:
+    """The p of a norm; None after reporting that it is no constant number."""
+    if "p" not in given:
+        return 2.0
+    v = expressions.expression(cx, env, given["p"])
+    p = None if v.poisoned else constant(cx, v, "the p of a norm", given["p"].span)
+    if isinstance(p, str):
+        cx.error(
+            "text-as-number", "the p of a norm is a number, and this is a text", given["p"].span, help="write a number, such as `norm(x, p = 1)`, or `inf`"
+        )
+        return None
+    return None if p is None else float(p)
 
 
 def reduce(cx: Context, env: Env, op: str, values: list[Value], static: tuple, span: Span, site: syntax.Node) -> Value:

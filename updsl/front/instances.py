@@ -21,9 +21,11 @@ def apply_rule(cx: Context, env: Env, e: syntax.Node, name: str, arguments: tupl
     if env.instance is None or env.it is None or found is None:
         return cx.error(
             "fn-not-pure",
-            f"a rule, `{name}`, cannot be applied here: nothing flows",
+            f"{env.place} applies no rules, and `{name}` is one",
             span,
-            help="rules are stages: `g → ema`; here write functions of values only",
+            help=f"apply it in the rule, `g → {name}`, and hand the result over"
+            if env.instance is None
+            else "use a number, parameters, `w` and functions of these",
         )
     rule, unit = found
     cx.spend(span)
@@ -109,7 +111,7 @@ def bind_parameters(
         v = expressions.expression(cx, env if p.name in given else defaults, text)
         if not _of_kind(cx, rule, p, v, text.span):
             return None
-        check_instance_bounds(cx, rule, p, v, text.span)
+        check_instance_bounds(cx, defaults, rule, p, v, text.span)
         bound[p.name] = v if v.static is not None and not v.needs else cx.emit(replace(env, path=path, rounds=""), p.name, v, span)
     return bound
 
@@ -127,7 +129,7 @@ def _arguments(cx: Context, rule: syntax.Rule, arguments: tuple[syntax.Argument,
         name = a.name or (names[i] if i < len(names) else None)
         if name is None:
             many = functions._count(len(names)).replace("argument", "parameter")
-            cx.error("too-many-arguments", f"`{rule.name}` has {many}", a.span, help=f"its parameters are {listed}")
+            cx.error("too-many-arguments", f"`{rule.name}` has {many}, and this is one more", a.span, help=f"its parameters are {listed}")
             return None
         if name not in names:
             hint = "append `→ weight_decay(0.01)`" if name == "weight_decay" else did_you_mean(name, names)
@@ -162,14 +164,11 @@ def _of_kind(cx: Context, rule: syntax.Rule, p: syntax.Parameter, v: Value, span
     return True
 
 
-def check_instance_bounds(cx: Context, rule: syntax.Rule, p: syntax.Parameter, v: Value, span: Span) -> None:
+def check_instance_bounds(cx: Context, defaults: Env, rule: syntax.Rule, p: syntax.Parameter, v: Value, span: Span) -> None:
     """Report a known argument outside of the parameter's bounds."""
-    for limit, beyond in ((p.low, lambda x, y: x < y), (p.high, lambda x, y: x > y)):
-        if isinstance(limit, syntax.Number) and isinstance(v.static, float) and beyond(v.static, limit.value):
-            cx.error(
-                "parameter-out-of-bounds",
-                f"`{p.name}` of `{rule.name}` is {v.static:g}, outside of its bounds",
-                span,
-                labels=(Label(p.span, "the bounds"),),
-                help="choose a value within them",
-            )
+    if p.low is None or p.high is None or not isinstance(v.static, float):
+        return
+    low, high = (expressions.expression(cx, defaults, x).static for x in (p.low, p.high))
+    if isinstance(low, float) and isinstance(high, float) and not low <= v.static <= high:
+        message = f"`{p.name}` of `{rule.name}` is {v.static:g}, outside of its bounds [{low:g}, {high:g}]"
+        cx.error("parameter-out-of-bounds", message, span, labels=(Label(p.span, "the bounds"),), help=f"choose a value from {low:g} to {high:g}")

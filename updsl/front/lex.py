@@ -325,7 +325,13 @@ class Lexer:
         if any(e.span.start >= line for e in self.errors):
             self.add("ERROR", "", start, start + 1)
         else:
-            self.error("unknown-symbol", "`use` takes names of files beside this one: no folders, no `.upd`", start, start + 1, "write `use other` for the file other.upd in this folder")
+            self.error(
+                "unknown-symbol",
+                "`use` takes names of files beside this one: no folders, no `.upd`",
+                start,
+                start + 1,
+                "write `use other` for the file other.upd in this folder",
+            )
 
 
 def is_superscript(c: str) -> bool:

@@ -19,7 +19,7 @@ def as_matrix(cx: Context, v: Value, span: Span) -> Value | None:
     if v.type.window or v.type.rows is None or v.type.cols is None:
         cx.error(
             "not-a-matrix",
-            f"this needs a matrix, and is {cx.describe(v.type)}",
+            f"this needs a matrix, and is {'a window in time' if v.type.window else v.type.scope.one_for_each}",
             span if v.expr.span is NOWHERE else v.expr.span,
             help="use it on `g` or another value with one number for each entry",
         )
@@ -36,7 +36,7 @@ def matmul(cx: Context, a: Value, b: Value, span: Span) -> Value:
     if not cx.agree(x.type.cols, y.type.rows):
         return cx.error(
             "grid-mismatch",
-            f"`@` needs as many columns on its left as rows on its right: {cx.describe(x.type)}, and {cx.describe(y.type)}",
+            f"`@` needs as many columns on its left as rows on its right, and they are {cx.grid(x.type)} and {cx.grid(y.type)}",
             span,
             help="transpose one of them: `x.T`",
         )
@@ -72,7 +72,7 @@ def apply(cx: Context, env: Env, e: syntax.Call, values: list[Value], given: dic
     least = min((n for n in (cx.size(rows), cx.size(cols)) if n is not None), default=None)
     square = e.callee in ("matrix_power", "solve")
     if square and not cx.agree(rows, cols):
-        return cx.error("grid-mismatch", f"`{e.callee}` needs a square matrix, and this is {cx.describe(x.type)}", e.span, help="use `x @ x.T` or `x.T @ x`")
+        return cx.error("grid-mismatch", f"`{e.callee}` needs a square matrix, and this is {cx.grid(x.type)}", e.span, help="use `x @ x.T` or `x.T @ x`")
     match e.callee:
         case "left_basis" | "right_basis":
             k = functions.whole_number(cx, env, given["k"], "the rank of a basis", 1)
@@ -84,14 +84,24 @@ def apply(cx: Context, env: Env, e: syntax.Call, values: list[Value], given: dic
             result = replace(result, cols=rows)
         case "matrix_power":
             if not values[1].type.scope <= TENSOR:
-                return cx.error("scope-mismatch", "the exponent of a matrix is one number", e.span, help="write a number, such as `-1/4`")
+                return cx.error(
+                    "scope-mismatch",
+                    f"the exponent of a matrix is one number, and this is {values[1].type.scope.one_for_each}",
+                    given["a"].span,
+                    help="write a number, such as `-1/4`",
+                )
             args = (x.expr, values[1].expr)
         case "solve":
             b = as_matrix(cx, values[1], e.span)
             if b is None:
                 return POISON
             if not cx.agree(cols, b.type.rows):
-                return cx.error("grid-mismatch", f"`solve(a, b)` needs as many rows in b as in a: {cx.describe(x.type)}, and {cx.describe(b.type)}", e.span)
+                return cx.error(
+                    "grid-mismatch",
+                    f"`solve(a, b)` needs as many rows in b as in a, and they are {cx.grid(x.type)} and {cx.grid(b.type)}",
+                    e.span,
+                    help="transpose one of them: `x.T`",
+                )
             args, result = (x.expr, b.expr), replace(b.type, samples=x.type.samples or b.type.samples, boolean=False)
         case "trace":
             result = Type(TENSOR, samples=x.type.samples)

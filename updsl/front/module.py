@@ -109,9 +109,7 @@ def declaration_mistakes(unit: Unit) -> Iterator[Diagnostic]:
             case syntax.Law() | syntax.Example():
                 what = "law" if isinstance(d, syntax.Law) else "example"
                 if about is None:
-                    yield Diagnostic(
-                        "law-without-rule", f"this {what} stands above every rule", d.span, help=f"a {what} is about the rule above it: move it below its rule"
-                    )
+                    yield Diagnostic("law-without-rule", f"this {what} stands above every rule", d.span, help="write it below the rule that it is about")
                 if isinstance(d, syntax.Law):
                     if d.name in laws:
                         yield Diagnostic(
@@ -134,8 +132,8 @@ def _parameter_mistakes(d: syntax.Rule | syntax.Fn, unit: Unit) -> Iterator[Diag
         seen[p.name] = p
         hides = p.name in BUILTIN_NAMES or p.name in FUNCTIONS or p.name in unit.fns or p.name.casefold() in unit.rules
         if hides and (d.name, p.name) not in HOMONYMS:
-            what = "a built-in name" if p.name in BUILTIN_NAMES or p.name in FUNCTIONS else "declared in this file"
-            yield Diagnostic("shadowed-name", f"the parameter `{p.name}` hides a name that is {what}", p.span, help="rename the parameter")
+            what = "a built-in name" if p.name in BUILTIN_NAMES or p.name in FUNCTIONS else "a declaration of this file"
+            yield Diagnostic("shadowed-name", f"the parameter `{p.name}` hides {what}", p.span, help=f"choose another name, such as `{p.name}_`")
         if isinstance(d, syntax.Rule) and (keyword.iskeyword(p.name) or p.name in FORBIDDEN):
             yield Diagnostic(
                 "forbidden-name",
@@ -152,6 +150,8 @@ def _parameters(rule: syntax.Rule) -> Iterator[tuple[str, Parameter]]:
         default = constant(p.default, known) if p.default is not None else None
         low = constant(p.low, known) if p.low is not None else -math.inf
         high = constant(p.high, known) if p.high is not None else math.inf
+        if p.low is not None and isinstance(default, (bool, str)):
+            raise UpdslError(Diagnostic("parameter-out-of-bounds", f"`{p.name}` is no number, and has no bounds", p.span, help="delete `in […]`"))
         if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or low > high:
             raise UpdslError(
                 Diagnostic(
@@ -172,8 +172,8 @@ def check_bounds(parameter: Parameter, value: Constant) -> None:
     raise UpdslError(
         Diagnostic(
             "parameter-out-of-bounds",
-            f"`{parameter.name}` = {value:g} is outside of its bounds [{parameter.low:g}, {parameter.high:g}]",
+            f"`{parameter.name}` is {value:g}, outside of its bounds [{parameter.low:g}, {parameter.high:g}]",
             parameter.span or Span(Source("<call>", ""), 0, 0),
-            help="choose a value within the bounds",
+            help=f"choose a value from {parameter.low:g} to {parameter.high:g}",
         )
     )

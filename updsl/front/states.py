@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from updsl.core import ir
-from updsl.core.diagnostic import Label
+from updsl.core.diagnostic import Label, did_you_mean
 from updsl.core.ir import Apply, Const, Expr, Ref, Type, is_shared, joined
 from updsl.core.scope import ALL, TENSOR
 from updsl.core.source import Span
@@ -21,7 +21,9 @@ def declare(cx: Context, env: Env, item: syntax.StateItem) -> None:
     assert me is not None
     init = initial(cx, env, item)
     name = env.path + env.sites.label(item, "state") + env.rounds
+    cx.diagnostics.extend(d for d in cx.facts.mistaken.get(name, ()) if d not in cx.diagnostics)
     if init.poisoned:
+        mistake(cx, name)
         me.names[-1][item.name] = Slot("state", init, item.name_span, name, me.depth)
         cx.states[name] = ir.State(name, Const(0.0), cx.facts.states.get(name, Type(ALL)), item.dtype, span=item.span)
         return
@@ -43,17 +45,26 @@ def declare(cx: Context, env: Env, item: syntax.StateItem) -> None:
         check_declared_scope(cx, env, item, name)
 
 
+def mistake(cx: Context, name: str) -> None:
+    """Note that an update of this state is wrong. Early passes know too little to tell, so that only the last one counts (elaborate.py)."""
+    if name not in cx.facts.mistaken:
+        cx.mistaken[name] = tuple(cx.diagnostics)
+
+
 def check_declared_scope(cx: Context, env: Env, item: syntax.StateItem, name: str) -> None:
     """With `per S` the scope found from the updates must be S."""
     wanted = expressions.scope_of(cx, env, item.scope) if item.scope else None
     found = cx.facts.states[name].scope
-    if wanted is not None and found != wanted and not cx.facts.changed and name in cx.facts.assigned:
-        more = "finer" if wanted < found else "coarser or other"
+    if wanted is not None and found != wanted and not cx.facts.changed and name in cx.facts.assigned and name not in cx.facts.mistaken:
+        updates = (n for n in nodes(env.sites.declaration.body) if isinstance(n, syntax.Assign) and n.name == item.name)
         cx.error(
             "state-scope",
-            f"`{item.name}` is declared per {wanted}, but its updates make it {found.one_for_each}, which is {more}",
+            f"`{item.name}` is declared `per {wanted}`, and its updates make it {found.one_for_each}",
             item.span,
-            help=f"write `mean(…) per {wanted}` in its update, or declare it `per {found}`",
+            labels=tuple(Label(n.value.span, "its update") for n in updates),
+            help=f"write `mean(…) per {wanted}` in its update, or declare it `per {found}`"
+            if wanted < found
+            else f"declare it `per {found}`, or without `per`",
         )
 
 
@@ -81,8 +92,12 @@ def initial(cx: Context, env: Env, item: syntax.StateItem) -> Value:
         if scope is not None:
             inner = replace(inner, default=Default(scope, item.scope.span), per_used=Flag())
     if expressions.is_ambiguous(item.init, env):
-        return expressions.ambiguous(cx, item.init.body if isinstance(item.init, syntax.Per) else item.init)  # type: ignore[arg-type]
-    return expressions.expression(cx, inner, item.init)
+        message = "the start of a state has nothing to take a norm of: nothing flows here"
+        return cx.error("state-init", message, item.init.span, help="write a number, or the norm of the weight: `norm(w)`")
+    value = expressions.expression(cx, inner, item.init)
+    if isinstance(value.static, str):
+        return cx.error("text-as-number", "a state keeps numbers, and this is a text", item.init.span, help="write a number, such as `0`")
+    return value
 
 
 def is_closed(e: Expr) -> bool:
@@ -109,16 +124,20 @@ def assign(cx: Context, env: Env, slot: Slot, label: str, value: Value, span: Sp
     """`m ← value`, refining the state's scope and grid."""
     name, old = slot.state, cx.states[slot.state]
     cx.facts.assigned.add(name)
+    if value.poisoned:
+        mistake(cx, name)
     if value.type.samples:
         cx.error("samples-in-state", "a state keeps no samples", span, help="take `sample_mean(…)` first")
+        mistake(cx, name)
         return
     if cx.combine([Value(Ref(name, "state", old.type)), value], span, f"the state `{name}`") is None:
+        mistake(cx, name)
         return
     t = joined(old.type, value.type)
     t = replace(t, boolean=old.type.boolean and value.type.boolean)
     me = env.instance
     assert me is not None
-    if is_shared(t) and slot.depth < me.depth and not value.poisoned:
+    if is_shared(t) and slot.depth < me.depth:
         cx.error(
             "state-in-arm",
             f"`{name}` is one value for several tensors, and this arm would set it for some of them",
@@ -182,9 +201,10 @@ def reset(cx: Context, env: Env, s: syntax.Reset) -> None:
             known = [x for b in me.names for x, y in b.items() if y.kind == "state"]
             cx.error(
                 "assign-unknown",
-                f"there is no state `{n.id}` to reset",
+                f"there is no state `{n.id}` to reset" if slot is None else f"`{n.id}` is no state: it keeps nothing between steps",
                 n.span,
-                help=expressions.functions.did_you_mean(n.id, known) or "`reset` alone restarts the whole rule",
+                labels=() if slot is None else (Label(slot.span, "set here"),),
+                help=did_you_mean(n.id, known) or "name a state; `reset` alone restarts the whole rule",
             )
             continue
         fresh = initial(cx, env, declared[n.id]) if slot.value.poisoned is False else slot.value

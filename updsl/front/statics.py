@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.ops import OPS
 from updsl.front import syntax
+from updsl.front.suggest import look_alike, suggestion
+from updsl.front.unit import BUILTIN_NAMES, FUNCTIONS
 
 INFIX = {"+": "add", "-": "sub", "*": "mul", "/": "div", "@": "matmul", "^": "pow", "and": "and", "or": "or"}
 COMPARISONS = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
@@ -42,7 +44,11 @@ def constant(e: syntax.Expr, known: Mapping[str, float | bool | str]) -> float |
             values = [number(a.value, known) for a in arguments]
             return min(values) if name == "min" else max(values)
         case syntax.Call(callee=name, arguments=arguments) if name in OPS and OPS[name].kind == "elementwise" and len(arguments) == len(OPS[name].args):
-            return fold(name, *(number(a.value, known) for a in arguments))
+            if all(a.name is None for a in arguments):
+                return fold(name, *(number(a.value, known) for a in arguments))
+        case syntax.Name(id=name) if name not in BUILTIN_NAMES and name not in FUNCTIONS:
+            message = f"unknown name `{name}`: a constant is made of literals, and of parameters that stand before it"
+            raise UpdslError(Diagnostic("unknown-name", message, e.span, notes=look_alike(name), help=suggestion(name, [*known, "pi"])))
     raise UpdslError(
         Diagnostic(
             "not-constant",
@@ -65,7 +71,7 @@ def _comparison(first: float | bool | str, rest: list[tuple[str, float | bool | 
     for op, value in rest:
         if isinstance(first, str) or isinstance(value, str):
             if op not in ("==", "!=") or not (isinstance(first, str) and isinstance(value, str)):
-                raise UpdslError(Diagnostic("text-as-number", "a text compares with a text, by `==`, `!=` or `~`", e.span))
+                raise UpdslError(Diagnostic("text-as-number", "a text compares with a text, by `==`, `!=` or `~`", e.span, help='write `mode == "mean"`'))
             holds = (first == value) == (op == "==")
         else:
             holds = bool(fold(COMPARISONS[op], first, value))

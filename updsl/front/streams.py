@@ -17,7 +17,12 @@ MAX_WINDOW_CELLS = 10**9
 def draw(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
     """A random draw: a value for each entry of the flowing value's grid, of an n × m matrix, or one number (`each = tensor`, `each = all`)."""
     if env.instance is None or env.it is None:
-        return cx.error("fn-not-pure", "a `fn` cannot draw at random", e.span, help="draw in the rule, and hand the draw over")
+        return cx.error(
+            "fn-not-pure",
+            f"{env.place} cannot draw at random",
+            e.span,
+            help="draw in the rule, and hand the draw over" if env.instance is None else "draw in the update: `if t == 1 then gaussian(1) else m`",
+        )
     names = list(OPS[e.callee].args)
     each = next((a for a in e.arguments if a.name == "each"), None)
     rest = [a for a in e.arguments if a is not each]
@@ -69,7 +74,7 @@ def draw(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
 def window(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
     """`x → history(n)`: today's value put into a window of the last n."""
     if env.instance is None or env.it is None:
-        return cx.error("fn-not-pure", "a `fn` keeps no history", e.span, help="write `x → history(n)` in the rule, and hand the window over")
+        return cx.error("fn-not-pure", f"{env.place} keeps no history", e.span, help="write `x → history(n)` in the rule, and hand the window over")
     given = functions.bind(cx, e, ["n"], 1)
     if given is None or "n" not in given:
         return (
@@ -80,8 +85,10 @@ def window(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
     env.it_read.used = True
     if n is None or x.poisoned:
         return POISON
-    if x.type.samples or x.type.window:
-        return cx.error("scope-mismatch", "a `history` keeps no samples and no windows", e.span, help="reduce first: `sample_mean(x) → history(n)`")
+    if x.type.samples:
+        return cx.error("samples-in-state", "a `history` keeps no samples", e.span, help="take `sample_mean(…)` first: `sample_mean(x) → history(n)`")
+    if x.type.window:
+        return cx.error("window-outside", "a `history` keeps no windows", e.span, help="reduce it over time first: `mean(x → history(9)) → history(9)`")
     cells = (cx.size(x.type.rows) or 1) * (cx.size(x.type.cols) or 1)
     if n * cells > MAX_WINDOW_CELLS:
         return cx.error(

@@ -337,7 +337,9 @@ class Reader:
         if self.before.type == "PER" and "NAME" in self.fits:
             return self.make("unexpected", f"a scope is missing {between}", note=SCOPES)
         if self.before.type == "USE" and self.token.type == "TEXT":
-            return self.make("unexpected", "`use` takes names of files beside this one, without quotes", "write `use other` for the file other.upd in this folder")
+            return self.make(
+                "unexpected", "`use` takes names of files beside this one, without quotes", "write `use other` for the file other.upd in this folder"
+            )
         if "NAME" in self.fits and "NUMBER" not in self.fits:
             return self.make("unexpected", f"a name is missing {between}")
         if self.fits <= {"EQUAL", "ABOUT"}:
