@@ -22,7 +22,7 @@ def code(raised) -> str:
     return raised.value.diagnostics[0].code
 
 
-def refused(expected: str, match: str = ""):
+def refused(expected: str, match: str | None = None):
     """A block that must raise an UpdslError of this code; `match` is searched in the whole message."""
 
     class Refused:
@@ -43,7 +43,9 @@ def refused(expected: str, match: str = ""):
 
 
 def test_a_rule_tells_about_itself() -> None:
-    rule = updsl.parse('rule mine(beta = 0.9 in [0, 1], on = true, mode = "a"):\n    """What it does."""\n    input loss per all, h\n    return g*beta*loss + h\n', beta=0.5)
+    rule = updsl.parse(
+        'rule mine(beta = 0.9 in [0, 1], on = true, mode = "a"):\n    """What it does."""\n    input loss per all, h\n    return g*beta*loss + h\n', beta=0.5
+    )
     assert rule.name == "mine"
     assert rule.doc.strip() == "What it does."
     assert rule.params == {"beta": 0.5, "on": True, "mode": "a"}
@@ -99,7 +101,12 @@ def test_the_library_is_listed() -> None:
 
 # --- parameters ------------------------------------------------------------------------------------------------------
 
-BOUNDED = "rule r(beta = 0.9 in [0, 1], rounds = 2, on = true, mode = \"a\"):\n    let x = g*beta\n    repeat rounds times:\n        x ← x*2\n    return if on and mode == \"a\" then x else g\n"
+BOUNDED = """rule r(beta = 0.9 in [0, 1], rounds = 2, on = true, mode = "a"):
+    let x = g*beta
+    repeat rounds times:
+        x ← x*2
+    return if on and mode == "a" then x else g
+"""
 
 
 @pytest.mark.parametrize(
@@ -311,8 +318,14 @@ INPUTS = """rule r:
 
 def given() -> dict:
     return {
-        "h": {"x": torch.zeros(2, 2, dtype=G)}, "a": 1.0, "b": [1.0], "c": {"x": 1.0}, "d": {"x": tensor(1.0, 2.0)}, "e": {"x": tensor(1.0, 2.0)},
-        "f": {"x": [1.0, 2.0]}, "P": {"x": torch.eye(3, dtype=G)},
+        "h": {"x": torch.zeros(2, 2, dtype=G)},
+        "a": 1.0,
+        "b": [1.0],
+        "c": {"x": 1.0},
+        "d": {"x": tensor(1.0, 2.0)},
+        "e": {"x": tensor(1.0, 2.0)},
+        "f": {"x": [1.0, 2.0]},
+        "P": {"x": torch.eye(3, dtype=G)},
     }
 
 

@@ -47,7 +47,9 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
                 yield from ((a.name, node.lineno) for a in names)
             case ast.ImportFrom(module=str(module), level=0, names=names):
                 if module == "updsl":
-                    yield from ((f"updsl.{a.name}" if (PACKAGE / a.name).exists() or (PACKAGE / f"{a.name}.py").exists() else "updsl", node.lineno) for a in names)
+                    yield from (
+                        (f"updsl.{a.name}" if (PACKAGE / a.name).exists() or (PACKAGE / f"{a.name}.py").exists() else "updsl", node.lineno) for a in names
+                    )
                 else:
                     yield module, node.lineno
             case ast.ImportFrom(level=level) if level:
@@ -129,7 +131,11 @@ def loaded_after(program: str) -> set[str]:
     """The top-level packages that a program has imported when it is done."""
     shown = subprocess.run(
         [sys.executable, "-c", f"{program}\nimport sys; print('loaded:', *sorted({{m.split('.')[0] for m in sys.modules}}))"],
-        capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=120,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+        timeout=120,
     )
     return set(shown.stdout.rsplit("loaded:", 1)[1].split())
 
@@ -149,7 +155,8 @@ def test_loading_a_rule_and_interpreting_it_needs_no_torch() -> None:
 def test_check_loads_nothing_heavy(tmp_path: Path) -> None:
     file = tmp_path / "mine.upd"
     file.write_text("norm per column → clip z > 2.5 → EMA\n", encoding="utf-8")
-    program = f"import sys\nfrom updsl.cli import main\nsys.argv = ['updsl', 'check', {str(file)!r}]\ntry:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code"
+    command = f"import sys\nfrom updsl.cli import main\nsys.argv = ['updsl', 'check', {str(file)!r}]\n"
+    program = f"{command}try:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code"
     assert not loaded_after(program) & HEAVY
 
 

@@ -1,5 +1,5 @@
-"""Every optimizer of torch, in every configuration that torch tests itself, in its for-loop, foreach, fused and differentiable forms: the identity rule before it
-changes no bit, and a step with non-finite gradients moves nothing."""
+"""Every optimizer of torch, in every configuration that torch tests itself, in its for-loop, foreach, fused and differentiable forms: the identity rule before
+it changes no bit, and a step with non-finite gradients moves nothing."""
 
 from __future__ import annotations
 

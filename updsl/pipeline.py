@@ -62,8 +62,13 @@ def from_text(text: str, name: str | None = None) -> Module:
 
 
 def to_engine(
-    module: Module, tensors: Sequence[Tensor], params: Mapping[str, Constant], overridden: frozenset[str] = frozenset(), lr: bool = True,
-    backend: str = "auto", watches: bool = True,
+    module: Module,
+    tensors: Sequence[Tensor],
+    params: Mapping[str, Constant],
+    overridden: frozenset[str] = frozenset(),
+    lr: bool = True,
+    backend: str = "auto",
+    watches: bool = True,
 ) -> Engine:
     """Declarations and tensors → Programs → something that runs. `overridden`: the parameters that some group has its own value of; `lr`: whether
     there is a learning rate; `watches`: whether steps give the rule's watches."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
-from updsl.core.frame import Array
 from updsl.runtime.bind import Layout, known
 
 TORCH_TYPES = ("torch.float64", "torch.float32", "torch.bfloat16", "torch.float16")
@@ -28,7 +27,9 @@ def supported(x: Any, what: str) -> None:
     else:
         kind = None
     if kind is not None:
-        raise UpdslError(Diagnostic("tensor-type", f"{what} is {kind}; rules run on float64, float32, bfloat16 and float16, dense", help="convert it first, or leave it out"))
+        raise UpdslError(
+            Diagnostic("tensor-type", f"{what} is {kind}; rules run on float64, float32, bfloat16 and float16, dense", help="convert it first, or leave it out")
+        )
 
 
 def to_numpy(x: Any) -> np.ndarray:
@@ -70,5 +71,11 @@ def weights(params: Mapping[str, Any], present: Mapping[str, Any], here: Layout)
     """The weights of the tensors that take part, checked like gradients."""
     for name, w in params.items():
         if name in here.shapes and tuple(np.shape(w)) != here.shapes[name]:
-            raise UpdslError(Diagnostic("tensor-shape", f"`{name}` has shape {tuple(np.shape(w))}, and had {here.shapes[name]} when the state was made", help="make a new state with `init`"))
+            raise UpdslError(
+                Diagnostic(
+                    "tensor-shape",
+                    f"`{name}` has shape {tuple(np.shape(w))}, and had {here.shapes[name]} when the state was made",
+                    help="make a new state with `init`",
+                )
+            )
     return {name: params[name] for name in present if name in params}

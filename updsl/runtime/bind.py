@@ -10,10 +10,10 @@ from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Array, Frame, Tensor
 from updsl.front.contents import applied, nodes
 from updsl.front.module import Module
-from updsl.front.unit import Constant
 from updsl.front.syntax import Name
+from updsl.front.unit import Constant
 from updsl.pipeline import Engine
-from updsl.runtime.parameters import WEIGHT_DECAY, checked, parameter_of, set_later
+from updsl.runtime.parameters import WEIGHT_DECAY, checked, parameter_of
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,16 @@ def known(name: Any, names: Iterable[str], who: str) -> None:
 
 
 def frame(
-    module: Module, engine: Engine, here: Layout, values: Mapping[str, Constant], lr: Any, g: Mapping[str, Array], w: Mapping[str, Array],
-    inputs: Mapping[str, Mapping], batch: int | None, seed: int,
+    module: Module,
+    engine: Engine,
+    here: Layout,
+    values: Mapping[str, Constant],
+    lr: Any,
+    g: Mapping[str, Array],
+    w: Mapping[str, Array],
+    inputs: Mapping[str, Mapping],
+    batch: int | None,
+    seed: int,
 ) -> Frame:
     """The frame of one step. g: the gradients of the tensors that take part. Raises UpdslError if a weight that is read is missing."""
     varying = [name for name, value in values.items() if not isinstance(value, (bool, str))]
@@ -130,7 +138,10 @@ def reads_names(module: Module) -> bool:
 
 def group_entries(module: Module, entries: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter group's own values, checked; a tensor is left as it is, since reading it would wait for the device."""
-    return {name: value if hasattr(value, "device") and parameter_of(module, name) else checked(parameter_of(module, name), value) for name, value in entries.items()}
+    return {
+        name: value if hasattr(value, "device") and parameter_of(module, name) else checked(parameter_of(module, name), value)
+        for name, value in entries.items()
+    }
 
 
 def unknown_entry(module: Module, name: str) -> UpdslError:

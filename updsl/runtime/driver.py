@@ -51,7 +51,14 @@ class Driver:
     """
 
     def __init__(
-        self, rule: Rule, optimizers: list[torch.optim.Optimizer], names: Any, nonfinite: str, backend: str, seed: int, prefix: str,
+        self,
+        rule: Rule,
+        optimizers: list[torch.optim.Optimizer],
+        names: Any,
+        nonfinite: str,
+        backend: str,
+        seed: int,
+        prefix: str,
         entries: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ):
         self.rule, self.optimizers, self.seed, self.entries = rule, optimizers, int(seed), entries
@@ -93,11 +100,21 @@ class Driver:
             for group in optimizer.param_groups:
                 given = group.get("param_names")
                 if by_id is None and given is None and reads_names(self.rule.module):
-                    raise UpdslError(Diagnostic("no-names", f"`{self.rule.name}` reads the names of tensors, and they have none", help="pass `names=model`, or pairs of (name, tensor)"))
+                    raise UpdslError(
+                        Diagnostic(
+                            "no-names",
+                            f"`{self.rule.name}` reads the names of tensors, and they have none",
+                            help="pass `names=model`, or pairs of (name, tensor)",
+                        )
+                    )
                 for i, p in enumerate(group["params"]):
                     name = given[i] if by_id is None and given is not None else f"{at}.{i}" if by_id is None else by_id.get(id(p))
                     if name is None:
-                        raise UpdslError(Diagnostic("unnamed-tensor", f"parameter {i} of group {at} is not among the names given", help="pass the module that holds all parameters"))
+                        raise UpdslError(
+                            Diagnostic(
+                                "unnamed-tensor", f"parameter {i} of group {at} is not among the names given", help="pass the module that holds all parameters"
+                            )
+                        )
                     if seen.setdefault(name, id(p)) != id(p):
                         raise UpdslError(Diagnostic("duplicate-tensor", f"two tensors are called `{name}`", help="give each tensor a name of its own"))
                     if p.dtype not in FLOATS:
@@ -140,10 +157,12 @@ class Driver:
             writable(grads, "the gradient")
         now = self._frame(here, engine, grads, not in_place)
         admitted, finite = self.guard.admit(now) if now.g else (now, None)
-        result = None
-        if admitted is not None:
-            result = self.guard.review(self.state, admitted, engine.run.step(self.state, admitted), finite)
-        if admitted is None or result is None:
+        if admitted is None:
+            self.inputs = {}
+            return None
+        result = self.guard.review(self.state, admitted, engine.run.step(self.state, admitted), finite)
+        if result is None:
+            self.guard.settle()
             self.inputs = {}
             return None
         return Stepped(now, replace(result, state=apart(result.state, now)))
@@ -171,6 +190,7 @@ class Driver:
         """Write the step, by `write` and here: all of it, or on an exception none."""
         with uninterrupted():
             write()
+            self.guard.settle()
             self.state, self.watches, self.inputs = stepped.result.state, stepped.result.watches, {}
 
     # --- the state's place in the optimizers' ------------------------------------------------------------------------

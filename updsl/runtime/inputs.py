@@ -22,7 +22,9 @@ from updsl.runtime.bind import Layout, known
 Given = Mapping[str, Any]
 
 
-def inputs_of(module: Module, engine: Engine, here: Layout, present: Iterable[str], given: Given, convert: Callable[[Any], Any]) -> tuple[dict[str, dict[Key, Any]], int | None]:
+def inputs_of(
+    module: Module, engine: Engine, here: Layout, present: Iterable[str], given: Given, convert: Callable[[Any], Any]
+) -> tuple[dict[str, dict[Key, Any]], int | None]:
     """The frame's inputs, and its number of samples. present: the tensors that take part; `convert` makes an array of the backend's kind.
 
     Raises UpdslError on an input that the rule does not have, one that is missing where it is read, and one of the wrong form.
@@ -32,13 +34,21 @@ def inputs_of(module: Module, engine: Engine, here: Layout, present: Iterable[st
     present, found, batch = list(present), {}, None
     for item, readers in _read(engine, present).items():
         if given.get(item.name) is None:
-            raise UpdslError(Diagnostic("missing-input", f"`{module.name}` reads the input `{item.name}`, which is not given", help=f"pass `{item.name}=`: {form(item)}"))
+            raise UpdslError(
+                Diagnostic("missing-input", f"`{module.name}` reads the input `{item.name}`, which is not given", help=f"pass `{item.name}=`: {form(item)}")
+            )
         values = {key: convert(x) for key, x in _by_key(item, given[item.name], here, readers).items()}
         found[item.name] = found.get(item.name, {}) | values  # classes whose grids differ read the same input
         if item.kind == "samples":
             for name, x in values.items():
                 if batch not in (None, len(x)):
-                    raise UpdslError(Diagnostic("input-shape", f"`{item.name}` of `{name}` has {len(x)} samples, where others have {batch}", help="hand over the same samples of all"))
+                    raise UpdslError(
+                        Diagnostic(
+                            "input-shape",
+                            f"`{item.name}` of `{name}` has {len(x)} samples, where others have {batch}",
+                            help="hand over the same samples of all",
+                        )
+                    )
                 batch = len(x)
     return found, batch
 

@@ -36,47 +36,57 @@ class Guard:
         self.in_a_row: Any = 0
         self.overflowed: Any = 0
         self._steps = 0
+        self._counted: tuple[Any, Any, Any] = (0, 0, 0)
 
     def admit(self, frame: Frame) -> tuple[Frame | None, Any]:
-        """The frame to step with, None to skip the step; and whether it was finite (None: not looked at).
+        """The frame to step with, None to skip the step; and whether it was finite (None: not looked at). `settle` counts it.
 
         Raises UpdslError under "raise", and after 100 bad steps in a row."""
         if self.policy == "propagate":
             return frame, None
-        finite = all_finite(looked_at(frame))
-        if self.policy in ("skip", "raise"):
-            return (frame if self._count(bool(finite)) else None), True
-        self._count(finite)
+        finite: Any = all_finite(looked_at(frame))
+        reads = self.policy in ("skip", "raise")
+        if reads:
+            finite = bool(finite)
+            self._counted = self.bad + (not finite), 0 if finite else self.in_a_row + 1, self.overflowed
+        else:
+            self._counted = self.bad + ~finite, torch.where(finite, 0, self.in_a_row + 1), self.overflowed
+        in_a_row = self._counted[1]
+        if (reads or in_a_row.device.type == "cpu" or self._steps % LIMIT == 0) and int(in_a_row) >= LIMIT:
+            raise _lost(self.who, int(in_a_row))
+        if reads and not finite:
+            self.settle()
+            if self.policy == "raise":
+                raise UpdslError(Diagnostic("nonfinite-gradients", f"a gradient or an input of `{self.who}` is not finite; nothing was changed"))
+            return None, finite
         return (zeroed(frame) if self.policy == "zero" else frame), finite
 
-    def _count(self, finite: Any) -> Any:
-        self._steps += 1
-        if isinstance(finite, bool):
-            self.bad, self.in_a_row = self.bad + (not finite), 0 if finite else self.in_a_row + 1
-            if not finite and self.policy == "raise":
-                raise UpdslError(Diagnostic("nonfinite-gradients", f"a gradient or an input of `{self.who}` is not finite; nothing was changed"))
-        else:
-            self.bad = self.bad + ~finite
-            self.in_a_row = torch.where(finite, 0, self.in_a_row + 1)
-        on_host = isinstance(finite, bool) or finite.device.type == "cpu"
-        if (on_host or self._steps % LIMIT == 0) and int(self.in_a_row) >= LIMIT:
-            raise UpdslError(
-                Diagnostic("nonfinite-gradients", f"the gradients or inputs of `{self.who}` were not finite on {int(self.in_a_row)} steps in a row", help="lower the learning rate, or resume from a checkpoint")
-            )
-        return finite
-
     def review(self, state: RuleState, frame: Frame, result: Result, finite: Any) -> Result | None:
-        """The result, under "mask" with all as it was where the step was bad; None if that takes a skip: a state's first value has none before it."""
+        """The result, under "mask" with all as it was where the step was bad, or None if that takes a skip: a state's first value has none before it."""
         if finite is None:
             return result
-        made = result.weights if result.weights is not None else result.out
-        overflowed = ~all_finite(made.values())
-        self.overflowed = self.overflowed + (overflowed if self.policy != "mask" else overflowed & finite)
+        overflowed = ~all_finite((result.weights if result.weights is not None else result.out).values())
+        self._counted = *self._counted[:2], self.overflowed + (overflowed & finite if self.policy == "mask" else overflowed)
         if self.policy != "mask":
             return result
-        if not has_all(state, result.state):
-            return result if bool(finite) else None
-        return masked(state, frame, result, finite)
+        if has_all(state, result.state):
+            return masked(state, frame, result, finite)
+        return result if bool(finite) else None
+
+    def settle(self) -> None:
+        """Count the step: it is done, or skipped. There is no operation of torch here, which might fail."""
+        self.bad, self.in_a_row, self.overflowed = self._counted
+        self._steps += 1
+
+
+def _lost(who: str, steps: int) -> UpdslError:
+    return UpdslError(
+        Diagnostic(
+            "nonfinite-gradients",
+            f"the gradients or inputs of `{who}` were not finite on {steps} steps in a row",
+            help="lower the learning rate, or resume from a checkpoint",
+        )
+    )
 
 
 def looked_at(frame: Frame) -> list[torch.Tensor]:

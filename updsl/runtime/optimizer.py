@@ -30,8 +30,17 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Any, rule_or_name: Rule | str | os.PathLike[str], /, lr: Any = 1e-3, *, names: Any = None, nonfinite: str = "skip", backend: str = "auto",
-        seed: int = 0, **parameters: Any,
+        self,
+        params: Any,
+        rule_or_name: Rule | str | os.PathLike[str],
+        /,
+        lr: Any = 1e-3,
+        *,
+        names: Any = None,
+        nonfinite: str = "skip",
+        backend: str = "auto",
+        seed: int = 0,
+        **parameters: Any,
     ):
         self.rule = to_rule(rule_or_name, parameters)
         self._driver: Driver | None = None
@@ -59,7 +68,9 @@ class Optimizer(torch.optim.Optimizer):
         for name in param_group:
             if name not in OWN_ENTRIES and name not in self.rule.params:
                 help_ = WEIGHT_DECAY if name == "weight_decay" else did_you_mean(name, self.rule.params)
-                raise UpdslError(Diagnostic("unknown-parameter", f"a parameter group sets `{name}`, and `{self.rule.name}` has no parameter `{name}`", help=help_))
+                raise UpdslError(
+                    Diagnostic("unknown-parameter", f"a parameter group sets `{name}`, and `{self.rule.name}` has no parameter `{name}`", help=help_)
+                )
         super().add_param_group(param_group)
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -107,12 +118,22 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         names = [(m.name, m.parameter) for m in self.driver.members().values()]
-        more = {"rule": self.rule, "names": names, "nonfinite": self.driver.guard.policy, "backend": self.driver.backend, "seed": self.driver.seed, "values": self.driver.values}
+        more = {
+            "rule": self.rule,
+            "names": names,
+            "nonfinite": self.driver.guard.policy,
+            "backend": self.driver.backend,
+            "seed": self.driver.seed,
+            "values": self.driver.values,
+        }
         return super().__getstate__() | {"updsl": more}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        more = state.pop("updsl")
+        more = state.pop("updsl", None)
+        if more is None:  # torch comes here to load a state_dict, too
+            super().__setstate__(state)
+            return
         self.rule = more["rule"]
         super().__setstate__(state)
         self._start(more["names"], more["nonfinite"], more["backend"], more["seed"])
@@ -136,7 +157,13 @@ def optimizer(cls: type[torch.optim.Optimizer], rule_or_name: Rule | str | os.Pa
     rule = to_rule(rule_or_name, params)
     refuse_writer(rule, "optimizer")
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise UpdslError(Diagnostic("not-an-optimizer", f"{getattr(cls, '__name__', type(cls).__name__)} is no class of torch optimizers", help="pass a class, such as `torch.optim.AdamW`"))
+        raise UpdslError(
+            Diagnostic(
+                "not-an-optimizer",
+                f"{getattr(cls, '__name__', type(cls).__name__)} is no class of torch optimizers",
+                help="pass a class, such as `torch.optim.AdamW`",
+            )
+        )
     return _with_rule(cls, rule, options)
 
 
@@ -150,7 +177,8 @@ def _with_rule(cls: type[torch.optim.Optimizer], rule: Rule, options: Mapping[st
 
         def __setstate__(self, state: dict[str, Any]) -> None:
             super().__setstate__(state)
-            self.handle = attach(self, rule, **options)
+            if "handle" not in vars(self):  # torch comes here to load a state_dict, too
+                self.handle = attach(self, rule, **options)
 
         def __reduce_ex__(self, protocol: Any) -> tuple:
             return _made_again, (cls, rule, dict(options)), self.__getstate__()

@@ -9,8 +9,8 @@ from typing import Any
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.front.module import Module, Parameter, check_bounds
-from updsl.front.unit import Constant
 from updsl.front.statics import constant
+from updsl.front.unit import Constant
 
 WEIGHT_DECAY = "append `→ weight_decay(0.01)`"
 
@@ -77,8 +77,11 @@ def set_later(module: Module, constants: Iterable[str], given: Mapping[str, Any]
         parameter = parameter_of(module, name)
         if name in fixed:
             raise UpdslError(
-                Diagnostic("constant-parameter", f"`{name}` is a constant of `{module.name}`, fixed when the rule is compiled: it cannot be set {where}",
-                           help=f"pass it when the rule is loaded: `updsl.load(…, {name}={value!r})`")
+                Diagnostic(
+                    "constant-parameter",
+                    f"`{name}` is a constant of `{module.name}`, fixed when the rule is compiled: it cannot be set {where}",
+                    help=f"pass it when the rule is loaded: `updsl.load(…, {name}={value!r})`",
+                )
             )
         values[name] = checked(parameter, value)
     return values

@@ -61,5 +61,10 @@ def _frame(frame: Frame) -> Frame:
         return to_numpy(x) if is_tensor(x) else x
 
     return replace(
-        frame, g=_each(frame.g, to_numpy), w=_each(frame.w, to_numpy), inputs=_each(frame.inputs, to_numpy), lr=_each(frame.lr, number), params=_each(frame.params, number)
+        frame,
+        g=_each(frame.g, to_numpy),
+        w=_each(frame.w, to_numpy),
+        inputs=_each(frame.inputs, to_numpy),
+        lr=_each(frame.lr, number),
+        params=_each(frame.params, number),
     )

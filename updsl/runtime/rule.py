@@ -18,7 +18,7 @@ from updsl.front.unit import Constant
 from updsl.runtime import arrays
 from updsl.runtime.bind import Layout, frame, grouped, layout, named
 from updsl.runtime.inputs import inputs_of
-from updsl.runtime.parameters import settled, set_later
+from updsl.runtime.parameters import set_later, settled
 from updsl.runtime.state import State, register
 
 MAX_ENGINES = 16
@@ -86,8 +86,14 @@ class Rule:
         return start(self, params, groups, seed)
 
     def update(
-        self, grads: Mapping[str, Any] | None, state: State, params: Any = None, lr: Any = None, groups: Sequence[Mapping[str, Any]] | None = None,
-        set: Mapping[str, Any] | None = None, **inputs: Any,
+        self,
+        grads: Mapping[str, Any] | None,
+        state: State,
+        params: Any = None,
+        lr: Any = None,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        set: Mapping[str, Any] | None = None,
+        **inputs: Any,
     ) -> tuple[dict[str, Any], State, dict[str, Any] | None, dict[str, Any]]:
         """(gradients, state) ↦ (out, state, weights, watch), a pure function: nothing handed over is changed.
 
@@ -117,8 +123,14 @@ class Interpretation:
         return start(self.rule, params, groups, seed)
 
     def update(
-        self, grads: Mapping[str, Any] | None, state: State, params: Any = None, lr: Any = None, groups: Sequence[Mapping[str, Any]] | None = None,
-        set: Mapping[str, Any] | None = None, **inputs: Any,
+        self,
+        grads: Mapping[str, Any] | None,
+        state: State,
+        params: Any = None,
+        lr: Any = None,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        set: Mapping[str, Any] | None = None,
+        **inputs: Any,
     ) -> tuple[dict[str, Any], State, dict[str, Any] | None, dict[str, Any]]:
         """As `Rule.update`, in NumPy float64."""
         return advance(self.rule, "interpret", arrays.to_numpy, grads, state, params, lr, groups, set, inputs)
@@ -144,12 +156,22 @@ def regrouped(rule: Rule, here: Layout, groups: Sequence[Mapping[str, Any]] | No
 
 
 def advance(
-    rule: Rule, backend: str, convert: Callable[[Any], Any], grads: Mapping[str, Any] | None, state: State, params: Any, lr: Any, groups: Any,
-    set: Mapping[str, Any] | None, inputs: Mapping[str, Any],
+    rule: Rule,
+    backend: str,
+    convert: Callable[[Any], Any],
+    grads: Mapping[str, Any] | None,
+    state: State,
+    params: Any,
+    lr: Any,
+    groups: Any,
+    set: Mapping[str, Any] | None,
+    inputs: Mapping[str, Any],
 ) -> tuple[dict[str, Any], State, dict[str, Any] | None, dict[str, Any]]:
     """One pure step: check everything, make the frame, run it."""
     if not isinstance(state, State):
-        raise UpdslError(Diagnostic("no-state", "the second argument is the state that `init` or the step before gave", help="start with `state = rule.init(params)`"))
+        raise UpdslError(
+            Diagnostic("no-state", "the second argument is the state that `init` or the step before gave", help="start with `state = rule.init(params)`")
+        )
     here = regrouped(rule, state.layout, groups)
     values = {**rule.params, **set_later(rule.module, rule.constants, set or {})}
     g = {name: convert(x) for name, x in arrays.gradients(from_samples(rule, here, grads, inputs), here).items()}

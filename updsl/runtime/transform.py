@@ -26,8 +26,16 @@ attached: WeakKeyDictionary[Optimizer, list[Handle]] = WeakKeyDictionary()
 
 
 def attach(
-    optimizer: Optimizer | Sequence[Optimizer], rule_or_name: Rule | str | os.PathLike[str], /, *, names: Any = None, nonfinite: str = "skip",
-    backend: str = "auto", seed: int = 0, chain: bool = False, **params: Any,
+    optimizer: Optimizer | Sequence[Optimizer],
+    rule_or_name: Rule | str | os.PathLike[str],
+    /,
+    *,
+    names: Any = None,
+    nonfinite: str = "skip",
+    backend: str = "auto",
+    seed: int = 0,
+    chain: bool = False,
+    **params: Any,
 ) -> Handle:
     """Put a rule in front of an optimizer: at each `step`, every `p.grad` is replaced, in place, by what the rule makes of it.
 
@@ -50,23 +58,47 @@ def attach(
     refuse_optimizers(inner)
     for o in inner:
         if not chain and any(h.rule.text == rule.text for h in attached.get(o, ())):
-            raise UpdslError(Diagnostic("already-attached", f"`{rule.name}` is attached to this {type(o).__name__} already", help="`handle.remove()` the first, or pass `chain=True` to run it twice"))
+            raise UpdslError(
+                Diagnostic(
+                    "already-attached",
+                    f"`{rule.name}` is attached to this {type(o).__name__} already",
+                    help="`handle.remove()` the first, or pass `chain=True` to run it twice",
+                )
+            )
     return Handle(rule, inner, names, nonfinite, backend, seed)
 
 
 def refuse_writer(rule: Rule, who: str) -> None:
     """Raises UpdslError for a rule that is itself an optimizer."""
     if rule.writes_weights:
-        raise UpdslError(Diagnostic("writes-weights", f"`{rule.name}` writes w: it is an optimizer, and `{who}` puts a rule before another one", help=f'use `updsl.Optimizer(params, "{rule.name}")`'))
+        raise UpdslError(
+            Diagnostic(
+                "writes-weights",
+                f"`{rule.name}` writes w: it is an optimizer, and `{who}` puts a rule before another one",
+                help=f'use `updsl.Optimizer(params, "{rule.name}")`',
+            )
+        )
 
 
 def refuse_optimizers(optimizers: list[Optimizer]) -> None:
     """Raises UpdslError for optimizers that no rule can stand before, alone or together."""
     for o in optimizers:
         if isinstance(o, SparseAdam):
-            raise UpdslError(Diagnostic("not-an-optimizer", "SparseAdam takes sparse gradients, and rules run on dense ones", help="use `torch.optim.Adam`, with `sparse=False` in the embedding"))
+            raise UpdslError(
+                Diagnostic(
+                    "not-an-optimizer",
+                    "SparseAdam takes sparse gradients, and rules run on dense ones",
+                    help="use `torch.optim.Adam`, with `sparse=False` in the embedding",
+                )
+            )
         if isinstance(o, LBFGS) and len(optimizers) > 1:
-            raise UpdslError(Diagnostic("not-an-optimizer", "LBFGS takes several gradients in a step, and cannot share a rule with another optimizer", help="attach to each optimizer by itself"))
+            raise UpdslError(
+                Diagnostic(
+                    "not-an-optimizer",
+                    "LBFGS takes several gradients in a step, and cannot share a rule with another optimizer",
+                    help="attach to each optimizer by itself",
+                )
+            )
     parameters = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
     if not optimizers or len(set(map(id, optimizers))) < len(optimizers) or len(set(parameters)) < len(parameters):
         raise UpdslError(Diagnostic("duplicate-tensor", "attach needs optimizers, each of them once and each parameter in one of them"))
@@ -78,9 +110,15 @@ def unwrapped(optimizer: Any) -> Optimizer:
     while not any(optimizer is o for o in seen):
         seen.append(optimizer)
         inner = (getattr(optimizer, name, None) for name in INSIDE)
-        optimizer = next((o for o in inner if hasattr(o, "step") and hasattr(o, "param_groups")), optimizer)
+        optimizer = next((o for o in inner if o is not None), optimizer)
     if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        raise UpdslError(Diagnostic("not-an-optimizer", f"{type(optimizer).__name__} has no step hooks: it is no torch.optim.Optimizer", help="attach to the torch optimizer, before it is wrapped"))
+        raise UpdslError(
+            Diagnostic(
+                "not-an-optimizer",
+                f"{type(optimizer).__name__} has no step hooks: it is no torch.optim.Optimizer",
+                help="attach to the torch optimizer, before it is wrapped",
+            )
+        )
     return optimizer
 
 
@@ -198,7 +236,13 @@ class Handle:
             return True
         if self._waiting:
             late = ", ".join(type(o).__name__ for o in self._waiting)
-            raise UpdslError(Diagnostic("stepped-twice", f"this {type(optimizer).__name__} steps again before {late}, with which it shares `{self.rule.name}`", help="step each optimizer once for each set of gradients"))
+            raise UpdslError(
+                Diagnostic(
+                    "stepped-twice",
+                    f"this {type(optimizer).__name__} steps again before {late}, with which it shares `{self.rule.name}`",
+                    help="step each optimizer once for each set of gradients",
+                )
+            )
         return False
 
     def _withhold(self, optimizer: Optimizer) -> None:
@@ -241,5 +285,7 @@ class Handle:
         for name in found:
             if not any(name in rule.params for rule in rules):
                 help_ = WEIGHT_DECAY if name == "weight_decay" else did_you_mean(name, self.rule.params)
-                raise UpdslError(Diagnostic("unknown-parameter", f"a parameter group sets `{PREFIX}{name}`, and `{self.rule.name}` has no parameter `{name}`", help=help_))
+                raise UpdslError(
+                    Diagnostic("unknown-parameter", f"a parameter group sets `{PREFIX}{name}`, and `{self.rule.name}` has no parameter `{name}`", help=help_)
+                )
         return {name: value for name, value in found.items() if name in self.rule.params}
