@@ -38,8 +38,8 @@ class Variant:
         self.kernels: dict[tuple, Callable] = {}
 
     def run(self, f: Function, args: Sequence[object]) -> tuple[Tensor, ...]:
-        """The function at these arguments: compiled for their shapes, if the backend compiles."""
-        if not self.compiled:
+        """The function at these arguments: compiled for their shapes, if the backend compiles. A few numbers are not worth a kernel."""
+        if not self.compiled or not f.local:
             return self.eager[f.name](*args)
         key = (f.name, *(_signature(a) for a in args))
         if key not in self.kernels:
@@ -48,7 +48,7 @@ class Variant:
 
     def init(self, owner: int, state: str, args: Sequence[object]) -> Tensor:
         """A state's first value."""
-        return self.eager[self.inits[owner, state].name](*args)[0]
+        return self.eager[self.inits[owner, state].name](*args)[0].contiguous()
 
 
 def _register(text: str, file: str) -> CodeType:

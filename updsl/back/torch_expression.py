@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from updsl.back.torch_plan import BY_ORDER
 from updsl.back.torch_writer import DTYPES, Arg, Code, Kind, Writer, literal
 from updsl.core.diagnostic import InternalError
 from updsl.core.ir import NUMBER, Apply, Const, Expr, Reduce, Ref, Type, is_shared, joined
@@ -119,6 +120,9 @@ class Expressions(Writer):
             return literal(bool(value) if e.type.boolean else float(value))
         if op.name == "select" and codes[0].kind == "literal":
             return self.spread(codes[1] if codes[0].value else codes[2], e.type)
+        if op.name in ("and", "or") and "literal" in (codes[0].kind, codes[1].kind):
+            fixed, other = codes if codes[0].kind == "literal" else codes[::-1]
+            return self.spread(other, e.type) if bool(fixed.value) == (op.name == "and") else literal(fixed.value)
         kept = [i for i in range(len(codes)) if op.conditions or (op.name == "select" and (i == 0 or e.type.boolean))]
         codes = [self.aligned(c if i in kept else self.numeric(c), e.type) for i, c in enumerate(codes)]
         kind: Kind = "tensor" if any(c.kind == "tensor" for c in codes) else "host"
@@ -199,16 +203,17 @@ class Expressions(Writer):
 
     def reduction(self, e: Reduce) -> Code:
         xs, numbers, have, kind = self.operands(e)
+        function = f"{'order' if e.op in BY_ORDER else 'reduce'}.{e.op}"
         more = [f"{name}={c.text}" for name, c in numbers.items()] + [f"p={literal(v).text}" for v in e.static]
         texts = [x.text for x in xs]
         if have.window:
             xs = [self.newest(x, have.window) for x in xs]
             count = self.common_count(xs, have.window)
-            text = self.call("runtime.over_time", f"reduce.{e.op}", str(self.time_axis), count, *(x.text for x in xs), *more)
+            text = self.call("runtime.over_time", function, str(self.time_axis), count, *(x.text for x in xs), *more)
         elif e.scope.size:
-            text = self.call("runtime.per_block", f"reduce.{e.op}", str(e.scope.size), *texts, *more)
+            text = self.call("runtime.per_block", function, str(e.scope.size), *texts, *more)
         else:
-            text = self.call(f"reduce.{e.op}", *texts, f"dims={dims_within(e.scope, have)}", *more)
+            text = self.call(function, *texts, f"dims={dims_within(e.scope, have)}", *more)
         if e.op == "count" and kind == "tensor":
             text = f"{text}.to({self.real})"
         flat = not self.local and not e.type.samples
@@ -221,7 +226,7 @@ class Expressions(Writer):
         if scope.size:
             text = self.call("runtime.largest_per_block", x.text, str(scope.size), k.text, str(bool(percent)))
         else:
-            text = self.call("reduce.largest", x.text, k.text, f"dims={dims_within(scope, have)}", f"percent={bool(percent)}")
+            text = self.call("order.largest", x.text, k.text, f"dims={dims_within(scope, have)}", f"percent={bool(percent)}")
         return self.spread(Code(text, replace(have, boolean=True), "tensor", depth=1 + x.depth), e.type)
 
     def over_samples(self, e: Apply) -> Code:

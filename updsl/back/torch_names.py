@@ -6,7 +6,11 @@ import keyword
 import unicodedata
 from collections.abc import Hashable
 
-RESERVED = frozenset(keyword.kwlist) | frozenset(keyword.softkwlist) | {"torch", "math", "reduce", "matrix", "runtime", "float", "int", "True", "False", "None"}
+RESERVED = (
+    frozenset(keyword.kwlist)
+    | frozenset(keyword.softkwlist)
+    | {"torch", "math", "reduce", "order", "matrix", "runtime", "float", "int", "True", "False", "None"}
+)
 MARKS = {"CIRCUMFLEX ACCENT": "hat", "TILDE": "tilde", "MACRON": "bar", "OVERLINE": "bar", "DOT ABOVE": "dot", "DIAERESIS": "ddot", "CARON": "check"}
 LONGEST = 60
 

@@ -16,6 +16,9 @@ from updsl.core.ops import OPS
 from updsl.core.schedule import Local, Shared, Step, merge
 from updsl.core.scope import GROUP, Scope
 
+BY_ORDER = ("median", "quantile")
+"""Reductions of all cells at once: not of parts."""
+
 Owner: TypeAlias = int | Scope
 """Whose piece it is: a class of tensors, each group (GROUP), or the whole model (ALL)."""
 

@@ -2,14 +2,14 @@
 
 `valid` marks the entries of the last dimension that exist (windows that are not full, blocks that are shorter); reductions with it run over that
 dimension alone. Eager code sums long tensors in pieces, so that no wide copy of a whole tensor is ever made; compiled code fuses it instead.
-A reduction over several tensors (scope group or all) is `finish[op]` of the `parts` of each: sums, counts, extremes and their scales.
+A reduction is VALUE[op] of its PARTS[op]; over several tensors (scope group or all) of what COMBINE[op] makes of the parts of each.
 """
 
 from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,10 +18,15 @@ PIECE = {"cpu": 1 << 16}
 PIECE_ELSEWHERE = 1 << 22
 EXPONENT = 0x7FF0000000000000
 """The bits of float64 that hold the exponent."""
+SMALLEST, GREATEST = 2.0**-1022, 2.0**1023
 DIRECT_POWERS = (1.0, 8.0)
 """Powers p for which |x|^p of a float32 number neither overflows nor underflows float64."""
+STEEP = 64.0
+"""From this power on even what is scaled by a power of two may overflow: the entry itself is the scale."""
 
 Dims = tuple[int, ...]
+Number = Tensor | float
+Parts = tuple[Number, ...]
 
 
 def wide(x: Tensor) -> Tensor:
@@ -29,20 +34,24 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.float64)
 
 
-def _count(x: Tensor, dims: Dims, valid: Tensor | None) -> Tensor | float:
+def count_of(x: Tensor, dims: Dims, valid: Tensor | None) -> Number:
     """How many entries are reduced."""
-    return float(math.prod(x.shape[d] for d in dims)) if valid is None else wide(valid.sum(-1, keepdim=True))
+    return float(math.prod([x.shape[d] for d in dims])) if valid is None else wide(valid.sum(-1, keepdim=True))
+
+
+def _is_small(total: int, x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or total <= PIECE.get(x.device.type, PIECE_ELSEWHERE)
 
 
 def _in_pieces(reduce: Callable[..., Tensor], dims: Dims, *xs: Tensor) -> Tensor:
     """reduce(*xs), where reduce sums over `dims`: by pieces of the longest dimension in eager code."""
-    shape = torch.broadcast_shapes(*(x.shape for x in xs))
+    shape = torch.broadcast_shapes(*[x.shape for x in xs])
     total = math.prod(shape)
-    size = PIECE.get(xs[0].device.type, PIECE_ELSEWHERE)
-    if torch.compiler.is_compiling() or total <= size:
+    if _is_small(total, xs[0]):
         return reduce(*xs)
     axis = builtins.max(range(-len(shape), 0), key=lambda d: shape[d])
-    pieces = zip(*(x.expand(shape).chunk(math.ceil(total / size), axis) for x in xs), strict=True)
+    count = math.ceil(total / PIECE.get(xs[0].device.type, PIECE_ELSEWHERE))
+    pieces = zip(*(x.expand(shape).chunk(count, axis) for x in xs), strict=True)
     parts = [reduce(*piece) for piece in pieces]
     return torch.stack(parts).sum(0) if axis in dims else torch.cat(parts, axis)
 
@@ -63,61 +72,73 @@ def _highest(x: Tensor, dims: Dims, valid: Tensor | None) -> Tensor:
 
 
 def _largest_magnitude(x: Tensor, dims: Dims, valid: Tensor | None) -> Tensor:
-    """max |x|, with no array of magnitudes; at least 0."""
-    return torch.maximum(_highest(x, dims, valid), -_lowest(x, dims, valid)).clamp(min=0.0)
+    """max |x|, 0 of nothing; of a long tensor without an array of magnitudes."""
+    if valid is not None:
+        return torch.where(valid, torch.abs(x), 0.0).amax(dims, keepdim=True)
+    if _is_small(x.numel(), x):
+        return torch.abs(x).amax(dims, keepdim=True)
+    return torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))
 
 
 def _scale(top: Tensor) -> Tensor:
-    """The power of two at or below a magnitude in float64, at least the smallest normal one; 1 at 0, inf and NaN."""
-    power = (top.view(torch.int64) & EXPONENT).view(torch.float64).clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.where(torch.isfinite(top) & (top > 0), power, 1.0)
+    """A power of two at or below a magnitude in float64, as far as normal numbers go; the greatest at inf and NaN."""
+    return (top.view(torch.int64) & EXPONENT).view(torch.float64).clamp(SMALLEST, GREATEST)
 
 
-# --- parts: what each tensor contributes; a tuple of float64 tensors -------------------------------------------------
-
-Parts = tuple[Tensor, ...]
-
-
-def _full(like: Tensor, value: Tensor | float) -> Tensor:
-    return value.expand_as(like) if isinstance(value, Tensor) else torch.full_like(like, value)
+# --- parts: what one tensor contributes, in float64 ------------------------------------------------------------------
 
 
 def sum_parts(x: Tensor, dims: Dims, valid: Tensor | None = None) -> Parts:
-    """Σx, n."""
-    total = _total(lambda v: v, dims, valid, x)
-    return total, _full(total, _count(x, dims, valid))
+    """Σx."""
+    return (_total(lambda v: v, dims, valid, x),)
+
+
+def mean_parts(x: Tensor, dims: Dims, valid: Tensor | None = None) -> tuple[Number, Tensor]:
+    """n, mean. In float64 the mean of what is left corrects the rounding of the sum, so that the mean of equal cells is their value."""
+    n = count_of(x, dims, valid)
+    mean = _total(lambda v: v, dims, valid, x) / n
+    if x.dtype == torch.float64:
+        left = _total(torch.sub, dims, valid, x, mean) / n
+        mean = torch.where(torch.isfinite(left), mean + left, mean)
+    return n, mean
 
 
 def power_parts(x: Tensor, dims: Dims, valid: Tensor | None = None, p: float = 2.0) -> Parts:
     """scale, Σ(|x| / scale)^p, n; for p = ±inf and 0 the result stands in the place of the sum."""
+    n = count_of(x, dims, valid)
     if p == math.inf:
-        top = wide(_largest_magnitude(x, dims, valid))
-        return torch.ones_like(top), top, _full(top, _count(x, dims, valid))
+        return 1.0, wide(_largest_magnitude(x, dims, valid)), n
     if p == -math.inf:
         low = wide(_lowest(torch.abs(x), dims, valid))
-        return torch.ones_like(low), low, _full(low, _count(x, dims, valid))
+        return 1.0, low if valid is None else torch.where(n == 0, 0.0, low), n  # type: ignore[arg-type]
     if p == 0:
-        total = _total(lambda v: torch.where(torch.isnan(v), v, (v != 0).to(v.dtype)), dims, valid, x)
-        return torch.ones_like(total), total, _full(total, _count(x, dims, valid))
-    direct = x.dtype != torch.float64 and DIRECT_POWERS[0] <= p <= DIRECT_POWERS[1]
+        return 1.0, _total(lambda v: torch.where(torch.isnan(v), v, (v != 0).to(v.dtype)), dims, valid, x), n
     power = (lambda v: v * v) if p == 2 else (lambda v: torch.pow(torch.abs(v), p))
-    if direct:
-        total = _total(power, dims, valid, x)
-        return torch.ones_like(total), total, _full(total, _count(x, dims, valid))
-    scale = _scale(wide(_largest_magnitude(x, dims, valid)))
-    total = _total(lambda v, s: power(v / s), dims, valid, x, scale)
-    return scale, total, _full(total, _count(x, dims, valid))
+    if x.dtype != torch.float64 and DIRECT_POWERS[0] <= p <= DIRECT_POWERS[1]:
+        return 1.0, _total(power, dims, valid, x), n
+    scale = _dominant(x, dims, valid, p)
+    return scale, _total(lambda v, s: power(v / s), dims, valid, x, scale), n
+
+
+def _dominant(x: Tensor, dims: Dims, valid: Tensor | None, p: float) -> Tensor:
+    """The scale of the entry that dominates a sum of p-th powers: the largest, for p < 0 the smallest."""
+    most = wide(_largest_magnitude(x, dims, valid) if p > 0 else _lowest(torch.abs(x), dims, valid))
+    if abs(p) <= STEEP and p > 0:
+        return _scale(most)
+    usable = torch.isfinite(most) & (most > 0)
+    return torch.where(usable, _scale(most) if abs(p) <= STEEP else most, 1.0)
 
 
 def moment_parts(x: Tensor, dims: Dims, valid: Tensor | None = None) -> Parts:
     """n, mean, scale, Σ((x - mean) / scale)²: two passes, so that nothing cancels."""
-    total, n = sum_parts(x, dims, valid)
-    mean = total / n
+    n, mean = mean_parts(x, dims, valid)
     if x.dtype != torch.float64:
-        scale = torch.ones_like(mean)
+        return n, mean, 1.0, _total(lambda v, m: (v - m) ** 2, dims, valid, x, mean)
+    if valid is None and not _is_small(x.numel(), x):
+        far = torch.maximum(_highest(x, dims, valid) - mean, mean - _lowest(x, dims, valid))
     else:
-        spread = torch.maximum(_highest(x, dims, valid) - mean, mean - _lowest(x, dims, valid))
-        scale = _scale(spread)
+        far = _largest_magnitude(x - mean, dims, valid)
+    scale = _scale(far)
     return n, mean, scale, _total(lambda v, m, s: ((v - m) / s) ** 2, dims, valid, x, mean, scale)
 
 
@@ -147,45 +168,65 @@ def count_parts(c: Tensor, dims: Dims, valid: Tensor | None = None) -> Parts:
     return (wide((c if valid is None else c & valid).sum(dims, keepdim=True)),)
 
 
-# --- finish: from the parts of several tensors, stacked in front, to the value ---------------------------------------
+# --- combine: the parts of several tensors, stacked in front, as those of all of them together -----------------------
 
 
-def _rescaled(scale: Tensor, total: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Sums of p-th powers with scales of their own, as one sum with one scale."""
-    common = scale.amax(0)
-    return common, (total * torch.pow(scale / common, p)).sum(0)
-
-
-def _finish_norm(scale: Tensor, total: Tensor, n: Tensor, p: float = 2.0) -> Tensor:
+def _combine_powers(scale: Tensor, total: Tensor, n: Tensor, p: float = 2.0) -> Parts:
     if math.isinf(p):
-        return total.amax(0) if p > 0 else total.amin(0)
-    if p == 0:
-        return total.sum(0)
-    common, total = _rescaled(scale, total, p)
-    return (torch.sqrt(total) if p == 2 else torch.pow(total, 1 / p)) * common
+        return 1.0, total.amax(0) if p > 0 else total.amin(0), n.sum(0)
+    common = scale.amax(0) if p >= 0 else scale.amin(0)
+    return common, (total * torch.pow(scale / common, p)).sum(0), n.sum(0)
 
 
-def _finish_std(n: Tensor, mean: Tensor, scale: Tensor, square: Tensor) -> Tensor:
-    """Root of the population variance, from those of the parts and the distances of their means."""
-    whole = mean[:1] + (n * (mean - mean[:1])).sum(0) / n.sum(0)
+def _combine_means(n: Tensor, mean: Tensor) -> Parts:
+    """The mean of all as the first part's mean and what the others differ from it: equal means give that mean."""
+    whole = mean[0] + (n * (mean - mean[:1])).sum(0) / n.sum(0)
+    return n.sum(0), torch.where(torch.isfinite(whole), whole, (n * mean).sum(0) / n.sum(0))
+
+
+def _combine_moments(n: Tensor, mean: Tensor, scale: Tensor, square: Tensor) -> Parts:
+    """Squares about the mean of all: those about the parts' own means, and the squares of the distances of these."""
+    _, whole = _combine_means(n, mean)
     apart = mean - whole
     top = torch.maximum(scale, _scale(torch.abs(apart))).amax(0)
-    square = (square * (scale / top) ** 2 + n * (apart / top) ** 2).sum(0)
-    return torch.sqrt(square / n.sum(0)) * top
+    return n.sum(0), whole, top, (square * (scale / top) ** 2 + n * (apart / top) ** 2).sum(0)
 
 
-def _finish_cosine(a: Tensor, b: Tensor, xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
-    """Σxy / (|x|·|y|); 0 if one of the vectors is 0 and the other has no NaN."""
-    top_a, top_b = a.amax(0), b.amax(0)
-    xy = (xy * (a / top_a) * (b / top_b)).sum(0)
-    nx, ny = torch.sqrt((xx * (a / top_a) ** 2).sum(0)), torch.sqrt((yy * (b / top_b) ** 2).sum(0))
-    zero = ((nx == 0) & ~torch.isnan(ny)) | ((ny == 0) & ~torch.isnan(nx))
-    return torch.where(zero, 0.0, xy / (nx * ny))
+def _combine_cosines(a: Tensor, b: Tensor, xy: Tensor, xx: Tensor, yy: Tensor) -> Parts:
+    u, v = a.amax(0), b.amax(0)
+    return u, v, (xy * (a / u) * (b / v)).sum(0), (xx * (a / u) ** 2).sum(0), (yy * (b / v) ** 2).sum(0)
+
+
+# --- value: of parts -------------------------------------------------------------------------------------------------
+
+
+def _scaled(x: Tensor, scale: Number) -> Tensor:
+    return x * scale if isinstance(scale, Tensor) else x
+
+
+def _root(n: Number) -> Number:
+    return torch.sqrt(n) if isinstance(n, Tensor) else math.sqrt(n)
+
+
+def _norm_of(scale: Number, total: Tensor, n: Number, p: float = 2.0) -> Tensor:
+    if math.isinf(p) or p == 0:
+        return total
+    return _scaled(torch.sqrt(total) if p == 2 else torch.pow(total, 1 / p), scale)
+
+
+def _std_of(n: Number, mean: Tensor, scale: Number, square: Tensor) -> Tensor:
+    return _scaled(torch.sqrt(square / n), scale)
+
+
+def _cosine_of(a: Tensor, b: Tensor, xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
+    """0 if one of the vectors is 0 and the other has no NaN."""
+    zero = ((xx == 0) & ~torch.isnan(yy)) | ((yy == 0) & ~torch.isnan(xx))
+    return torch.where(zero, 0.0, xy / (torch.sqrt(xx) * torch.sqrt(yy)))
 
 
 PARTS: dict[str, Callable[..., Parts]] = {
     "sum": sum_parts,
-    "mean": sum_parts,
+    "mean": mean_parts,
     "norm": power_parts,
     "rms": power_parts,
     "var": moment_parts,
@@ -198,20 +239,35 @@ PARTS: dict[str, Callable[..., Parts]] = {
     "count": count_parts,
     "any": count_parts,
 }
-FINISH: dict[str, Callable[..., Tensor]] = {
-    "sum": lambda total, n: total.sum(0),
-    "mean": lambda total, n: total.sum(0) / n.sum(0),
-    "norm": _finish_norm,
-    "rms": lambda scale, total, n: _finish_norm(scale, total, n) / torch.sqrt(n.sum(0)),
-    "var": lambda *parts: _finish_std(*parts) ** 2,
-    "std": _finish_std,
-    "min": lambda low, high: low.amin(0),
-    "max": lambda low, high: high.amax(0),
-    "absmax": lambda low, high: torch.maximum(high.amax(0), -low.amin(0)),
-    "dot": lambda total: total.sum(0),
-    "cosine": _finish_cosine,
-    "count": lambda n: n.sum(0),
-    "any": lambda n: n.sum(0) > 0,
+COMBINE: dict[str, Callable[..., Parts]] = {
+    "sum": lambda total: (total.sum(0),),
+    "mean": _combine_means,
+    "norm": _combine_powers,
+    "rms": _combine_powers,
+    "var": _combine_moments,
+    "std": _combine_moments,
+    "min": lambda low, high: (low.amin(0), high.amax(0)),
+    "max": lambda low, high: (low.amin(0), high.amax(0)),
+    "absmax": lambda low, high: (low.amin(0), high.amax(0)),
+    "dot": lambda total: (total.sum(0),),
+    "cosine": _combine_cosines,
+    "count": lambda n: (n.sum(0),),
+    "any": lambda n: (n.sum(0),),
+}
+VALUE: dict[str, Callable[..., Tensor]] = {
+    "sum": lambda total: total,
+    "mean": lambda n, mean: mean,
+    "norm": _norm_of,
+    "rms": lambda scale, total, n: _norm_of(scale, total, n) / _root(n),
+    "var": lambda *parts: _std_of(*parts) ** 2,
+    "std": _std_of,
+    "min": lambda low, high: low,
+    "max": lambda low, high: high,
+    "absmax": lambda low, high: torch.maximum(high, -low),
+    "dot": lambda total: total,
+    "cosine": _cosine_of,
+    "count": lambda n: n,
+    "any": lambda n: n > 0,
 }
 
 
@@ -220,8 +276,12 @@ FINISH: dict[str, Callable[..., Tensor]] = {
 
 def _alone(op: str, *xs: Tensor, dims: Dims, valid: Tensor | None = None, **static: float) -> Tensor:
     """The reduction of one tensor, in its dtype."""
-    value = FINISH[op](*(p.unsqueeze(0) for p in PARTS[op](*xs, dims=dims, valid=valid, **static)), **static)
-    return value if op in ("count", "any") else value.to(torch.result_type(xs[0], xs[-1]))
+    value = VALUE[op](*PARTS[op](*xs, dims=dims, valid=valid, **static), **static)
+    return value if op in ("count", "any") else value.to(xs[0].dtype)
+
+
+def _unless_empty(value: Tensor, valid: Tensor | None) -> Tensor:
+    return value if valid is None else torch.where(valid.any(-1, keepdim=True), value, math.nan)
 
 
 def sum(x: Tensor, dims: Dims, valid: Tensor | None = None) -> Tensor:
@@ -255,18 +315,18 @@ def std(x: Tensor, dims: Dims, valid: Tensor | None = None) -> Tensor:
 
 
 def min(x: Tensor, dims: Dims, valid: Tensor | None = None) -> Tensor:
-    """The smallest entry; NaN if one is."""
-    return _lowest(x, dims, valid)
+    """The smallest entry; NaN if one is, and of none."""
+    return _unless_empty(_lowest(x, dims, valid), valid)
 
 
 def max(x: Tensor, dims: Dims, valid: Tensor | None = None) -> Tensor:
-    """The largest entry; NaN if one is."""
-    return _highest(x, dims, valid)
+    """The largest entry; NaN if one is, and of none."""
+    return _unless_empty(_highest(x, dims, valid), valid)
 
 
 def absmax(x: Tensor, dims: Dims, valid: Tensor | None = None) -> Tensor:
-    """The largest magnitude; NaN if an entry is."""
-    return _largest_magnitude(x, dims, valid)
+    """The largest magnitude; NaN if an entry is, and of none."""
+    return _unless_empty(_largest_magnitude(x, dims, valid), valid)
 
 
 def dot(x: Tensor, y: Tensor, dims: Dims, valid: Tensor | None = None) -> Tensor:
@@ -287,63 +347,3 @@ def count(c: Tensor, dims: Dims, valid: Tensor | None = None) -> Tensor:
 def any(c: Tensor, dims: Dims, valid: Tensor | None = None) -> Tensor:
     """Whether one holds."""
     return _alone("any", c, dims=dims, valid=valid)
-
-
-# --- by order --------------------------------------------------------------------------------------------------------
-
-
-def _last(x: Tensor, dims: Dims) -> Tensor:
-    """The reduced dimensions as the last one, in row-major order. What has no dimensions stays."""
-    if x.ndim == 0 or dims == (-1,):
-        return x
-    return x.movedim(-2, -1) if dims == (-2,) else x.flatten(-2)
-
-
-def _back(x: Tensor, dims: Dims, shape: Sequence[int]) -> Tensor:
-    """Undoes `_last`."""
-    if dims == (-1,):
-        return x
-    return x.movedim(-1, -2) if dims == (-2,) else x.reshape(shape)
-
-
-def quantile(x: Tensor, q: Tensor | float, dims: Dims, valid: Tensor | None = None) -> Tensor:
-    """The order statistic at q·(n - 1), interpolated linearly; NaN if an entry or q is NaN, or q is outside [0, 1]."""
-    cells = _last(x, dims)
-    q = torch.as_tensor(q, dtype=torch.float64, device=x.device)
-    q = _last(q, dims)
-    s = torch.sort(cells if valid is None else torch.where(valid, cells, math.inf), dim=-1).values
-    n = _count(cells, (-1,), valid)
-    usable = (q >= 0) & (q <= 1)
-    at = torch.where(usable, q, 0.0) * (n - 1)
-    low = torch.floor(at)
-    part = at - low
-
-    def pick(i: Tensor) -> Tensor:
-        i = i.clamp(0, cells.shape[-1] - 1).to(torch.int64)
-        return wide(torch.gather(s, -1, i.expand(*s.shape[:-1], 1)))
-
-    a, b = pick(low), pick(torch.minimum(low + 1, torch.as_tensor(n - 1, dtype=torch.float64, device=x.device)))
-    value = torch.where((part == 0) | (a == b), a, a + part * (b - a))
-    value = torch.where(torch.isnan(s[..., -1:]) | ~usable, math.nan, value).to(x.dtype)
-    return _back(value, dims, (*x.shape[:-2], 1, 1))
-
-
-def median(x: Tensor, dims: Dims, valid: Tensor | None = None) -> Tensor:
-    """The 50 % quantile."""
-    return quantile(x, 0.5, dims, valid)
-
-
-def largest(x: Tensor, k: Tensor | float, dims: Dims, valid: Tensor | None = None, percent: bool = False) -> Tensor:
-    """True on the entries of largest magnitude: k of them, or the fraction k (rounded up) below 1; NaN is largest, ties go to the lower index."""
-    cells = torch.abs(_last(x, dims))
-    if valid is not None:
-        cells = torch.where(valid, cells, -1.0)
-    n = _count(cells, (-1,), valid)
-    k = _last(torch.as_tensor(k, dtype=torch.float64, device=x.device), dims)
-    share = torch.ceil(k * n - 1e-12 * n)
-    wanted = share if percent else torch.where(k < 1, share, torch.floor(k))
-    wanted = torch.where(torch.isnan(wanted), 0.0, wanted)
-    order = torch.sort(cells, dim=-1, descending=True, stable=True).indices
-    taken = torch.arange(cells.shape[-1], device=x.device) < torch.minimum(wanted, torch.as_tensor(n, dtype=torch.float64, device=x.device))
-    chosen = torch.zeros(cells.shape, dtype=torch.bool, device=x.device).scatter(-1, order, taken.expand(cells.shape))
-    return _back(chosen, dims, x.shape)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from updsl.back import torch_order as order
 from updsl.back import torch_reduce as reduce
 
 
@@ -59,13 +60,13 @@ def from_blocks(b: Tensor, k: int, rows: int, cols: int) -> Tensor:
 def per_block(f: Callable[..., Tensor], k: int, *xs: Tensor, **more: object) -> Tensor:
     """A reduction in each block: (…, blocks, 1)."""
     views = [blocks(x, k) for x in torch.broadcast_tensors(*xs)]
-    return f(*(v for v, _ in views), dims=(-1,), valid=views[0][1], **more)
+    return f(*[v for v, _ in views], dims=(-1,), valid=views[0][1], **more)
 
 
 def largest_per_block(x: Tensor, k: int, count: Tensor | float, percent: bool) -> Tensor:
     """`largest` in each block, shaped as x."""
     view, valid = blocks(x, k)
-    chosen = reduce.largest(view, count, (-1,), valid, percent).flatten(-2)
+    chosen = order.largest(view, count, (-1,), valid, percent).flatten(-2)
     return chosen[..., : x.shape[-2] * x.shape[-1]].unflatten(-1, x.shape[-2:])
 
 
@@ -90,14 +91,13 @@ def push(slots: Tensor, x: Tensor, axis: int) -> Tensor:
 
 def over_time(f: Callable[..., Tensor], axis: int, count: Tensor, *xs: Tensor, **numbers: Tensor | float) -> Tensor:
     """A reduction over the filled slots of each cell."""
-    xs = torch.broadcast_tensors(*xs)
-    xs = tuple(x.movedim(axis, -1) for x in xs)
-    n = xs[0].shape[-1]
+    aligned = [x.movedim(axis, -1) for x in torch.broadcast_tensors(*xs)]
+    n = aligned[0].shape[-1]
     if count.ndim:
         count = count.movedim(axis, -1)
     valid = torch.arange(n, device=count.device) >= n - count
     numbers = {name: q.unsqueeze(-1) if isinstance(q, Tensor) and q.ndim else q for name, q in numbers.items()}
-    return f(*xs, dims=(-1,), valid=valid, **numbers).squeeze(-1)
+    return f(*aligned, dims=(-1,), valid=valid, **numbers).squeeze(-1)
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -132,24 +132,25 @@ def cells(x: Tensor, samples: bool) -> Tensor:
 
 def joined(op: str, parts: Sequence[reduce.Parts], samples: bool, static: dict[str, float]) -> Tensor:
     """The reduction over all tensors, from what each stack of them contributed: a 0-d tensor, or one number for each sample; in float64."""
-    stacked = (torch.stack(column) for column in zip(*parts, strict=True))
-    value = reduce.FINISH[op](*stacked, **static)
+    like = next(p for p in parts[0] if isinstance(p, Tensor))
+    stacked = [torch.stack([torch.as_tensor(p, dtype=torch.float64, device=like.device).broadcast_to(like.shape) for p in c]) for c in zip(*parts, strict=True)]
+    value = reduce.VALUE[op](*reduce.COMBINE[op](*stacked, **static), **static)
     return value.reshape(-1) if samples else value.reshape(())
 
 
 def joined_quantile(operands: Sequence[Tensor], q: Tensor | float) -> Tensor:
     """The quantile of all cells together."""
     q = q.unsqueeze(-1) if isinstance(q, Tensor) and q.ndim else q
-    return reduce.quantile(torch.cat(list(operands), -1), q, (-1,)).squeeze(-1)
+    return order.quantile(torch.cat(list(operands), -1), q, (-1,)).squeeze(-1)
 
 
 def joined_largest(operands: Sequence[Tensor], k: Tensor | float, percent: bool) -> list[Tensor]:
     """`largest` among the cells of all tensors, for each its mask; ties go to the lower index, then to the earlier tensor."""
     sizes = [x.shape[-1] for x in operands]
     device = operands[0].device
-    order = torch.argsort(torch.cat([torch.arange(n, device=device) for n in sizes]), stable=True)
+    by_index = torch.argsort(torch.cat([torch.arange(n, device=device) for n in sizes]), stable=True)
     k = k.unsqueeze(-1) if isinstance(k, Tensor) and k.ndim else k
-    chosen = reduce.largest(torch.cat(list(operands), -1)[..., order], k, (-1,), None, percent)
+    chosen = order.largest(torch.cat(list(operands), -1)[..., by_index], k, (-1,), None, percent)
     mask = torch.empty_like(chosen)
-    mask[..., order] = chosen
+    mask[..., by_index] = chosen
     return list(mask.split(sizes, -1))

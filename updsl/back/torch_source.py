@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from updsl.back import torch_reduce as reduce
 from updsl.back.torch_expression import Expressions
 from updsl.back.torch_names import to_identifier
-from updsl.back.torch_plan import Join, Piece, Plan, Root
+from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan, Root
 from updsl.back.torch_writer import DTYPES, Arg, Code, Known, literal
 from updsl.core.diagnostic import printable
 from updsl.core.ir import Apply, Binding, Program, Reduce, State, Type, is_shared
@@ -34,6 +34,7 @@ import math
 import torch
 
 from updsl.back import torch_matrix as matrix
+from updsl.back import torch_order as order
 from updsl.back import torch_reduce as reduce
 from updsl.back import torch_runtime as runtime
 '''
@@ -41,9 +42,11 @@ from updsl.back import torch_runtime as runtime
 
 @dataclass(frozen=True)
 class Function:
-    """A generated function: its name in the file, what it is given, and what it gives, by (role, name)."""
+    """A generated function: its name in the file, whether it is of a class of tensors (or of a group or the model), what it is given, and what it gives,
+    by (role, name)."""
 
     name: str
+    local: bool
     text: str
     args: tuple[Arg, ...]
     gives: tuple[tuple[str, str], ...]
@@ -137,7 +140,7 @@ def _function(name: str, piece: Piece, program: Program, known: dict[tuple[int |
         if c.count:
             give("value count", label, c.count)
     where = f"class {piece.owner}, phase {piece.level}" if local else f"once for {'each group' if piece.owner.name == 'group' else 'all'}"  # type: ignore[union-attr]
-    return Function(name, _text(writer, name, f"{where} of {program.name}", results), tuple(writer.args), tuple(gives))
+    return Function(name, local, _text(writer, name, f"{where} of {program.name}", results), tuple(writer.args), tuple(gives))
 
 
 class _View(Mapping[str, Known]):
@@ -181,7 +184,7 @@ def part(writer: Expressions, e: Reduce | Apply, label: str) -> str:
         xs = [replace(x, text=f"{x.bracketed}.reshape{shape}", atom=True) for x in xs]
     if not isinstance(e, Reduce):
         return writer.named(xs[0]).text
-    if e.op in ("median", "quantile"):
+    if e.op in BY_ORDER:
         return writer.line(f"{label} cells", writer.call("runtime.cells", xs[0].text, str(have.samples)))
     dims = "dims=(-4, -2, -1)" if have.samples else "dims=(-3, -2, -1)"
     power = f"p={literal(e.static[0]).text}" if e.static else ""
@@ -229,7 +232,7 @@ def _init(name: str, program: Program, state: State) -> Function:
     assert state.init is not None
     c = writer.tensor(writer.render(state.init))
     text = dict(state_texts(writer, c, replace(state, type=replace(state.type, window=0))))["state"]
-    return Function(name, _text(writer, name, f"{state.name} before its first step", [text]), tuple(writer.args), (("state", state.name),))
+    return Function(name, writer.local, _text(writer, name, f"{state.name} before its first step", [text]), tuple(writer.args), (("state", state.name),))
 
 
 def _text(writer: Expressions, name: str, doc: str, results: list[str]) -> str:

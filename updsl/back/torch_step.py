@@ -10,7 +10,7 @@ from torch import Tensor
 from updsl.back import torch_runtime as runtime
 from updsl.back.torch_given import Code, Given, Parts
 from updsl.back.torch_layout import GRID, Call, even_runs, sizes_of
-from updsl.back.torch_plan import Join, Piece, cells_of
+from updsl.back.torch_plan import BY_ORDER, Join, Piece, cells_of
 from updsl.back.torch_source import Function
 from updsl.core import frame
 from updsl.core.frame import Frame, Key, Result, RuleState
@@ -122,12 +122,12 @@ class _Step:
 
     def joined(self, j: Join, e: Reduce, parts: Sequence[Tensor | Parts], number: Tensor | None) -> Tensor:
         """A reduction over several tensors or groups, in the compute dtype of all of them."""
-        here = [x.to(self.given.device) if isinstance(x, Tensor) else tuple(y.to(self.given.device) for y in x) for x in parts]
-        samples = e.type.samples
-        if e.op in ("median", "quantile"):
-            value = runtime.joined_quantile(here, 0.5 if number is None else number)  # type: ignore[arg-type]
+        device = self.given.device
+        if e.op in BY_ORDER:
+            value = runtime.joined_quantile([x.to(device) for x in parts if isinstance(x, Tensor)], 0.5 if number is None else number)
         else:
-            value = runtime.joined(e.op, here, samples, {"p": float(e.static[0])} if e.static else {})  # type: ignore[arg-type]
+            here = [tuple(y.to(device) if isinstance(y, Tensor) else y for y in x) for x in parts]
+            value = runtime.joined(e.op, here, e.type.samples, {"p": float(e.static[0])} if e.static else {})
         return value if e.type.boolean or j.name in self.given.code.plan.hosts else value.to(self.given.real)
 
     def join_largest(self, j: Join, e: Apply, contributed: Sequence[tuple[Where, Tensor | Parts]], number: Tensor | None) -> None:
