@@ -22,8 +22,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## train a small model three ways: no clipping, clip_grad_norm_, a rule
 	$(BIN)/updsl train
 
-test: check ## everything: tests, lint, format, types
-check: lint types $(READY)
+test: check ## everything: lint, format, types, tests
+check: lint types $(READY) ## the same
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(READY) ## ruff, and whether the code is formatted

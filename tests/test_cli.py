@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -332,3 +333,20 @@ def test_pages_of_errors_without_a_rule_show_what_is_said(run, code):
     call, message = blocks
     _, out, err = run(*call.split()[1:])
     assert (out + err).strip() == message.strip()
+
+
+def test_ctrl_c_leaves_what_there_is(here):
+    (here / "a.upd").write_text(GOOD)
+    arguments = [sys.executable, "-m", "updsl", "train", "a.upd", "--quick", "--steps", "1000", "--out", "result"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as job:
+        assert job.stderr.readline().startswith("seed 0")
+        job.send_signal(signal.SIGINT)
+        out, err = job.communicate(timeout=120)
+    assert (job.returncode, "Traceback" in err) == (130, False)
+    assert "\ninterrupted after " in out
+    assert "rule a" in out
+    data = json.loads((here / "result" / "train.json").read_text())
+    assert data["complete"] is False
+    assert 100 <= len(data["runs"][0]["loss"]) < 1000
+    assert (here / "result" / "train.png").exists()

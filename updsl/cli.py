@@ -91,12 +91,12 @@ def cli() -> None:
 @cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option("--laws", is_flag=True, help="Say of each law whether it is decided; this version only checks that laws make sense.")
-@click.option("--strict", is_flag=True, help="Warnings count too.")
+@click.option("--strict", is_flag=True, help="Warnings count as mistakes.")
 @click.option("--format", "output", type=click.Choice(["text", "json", "github"]), default="text", help="How to print the result.")
 def check(files: tuple[str, ...], laws: bool, strict: bool, output: str) -> int:
     """Find mistakes in rule files, and run their examples.
 
-    Exit code 0: none; 1: mistakes; 2: a file that cannot be read.
+    Exit code 0: none, or warnings alone; 1: mistakes; 2: a file that cannot be read.
     """
     found = {file: _findings(file) for file in files}
     every = [d for _, diagnostics in found.values() for d in diagnostics]
@@ -307,6 +307,5 @@ def train(rule: str, steps: int | None, seeds: int | None, lr: float | None, out
     """
     from updsl.train.command import command
 
-    text, complete = command(rule, steps=steps, seeds=seeds, lr=lr, out=out, quick=quick, as_json=output == "json")
-    say(text)
+    complete = command(rule, steps=steps, seeds=seeds, lr=lr, out=out, quick=quick, as_json=output == "json", say=say)
     return 0 if complete else INTERRUPTED

@@ -22,8 +22,8 @@ from updsl.train.summary import LEGEND, summarize, table, to_json
 QUICK = Settings(steps=40, seeds=(0,), calm=10, bad_every=15, batch=4, size=Size(width=32, layers=1, heads=2, context=32), validation_batches=2)
 
 
-def command(rule: str, *, steps: int | None, seeds: int | None, lr: float | None, out: Path, quick: bool, as_json: bool) -> tuple[str, bool]:
-    """Run the job and write its files: what to print, and whether it ran to its end.
+def command(rule: str, *, steps: int | None, seeds: int | None, lr: float | None, out: Path, quick: bool, as_json: bool, say: Callable[[str], None]) -> bool:
+    """Run the job, write its files, and say what came out: whether it ran to its end.
 
     Raises UpdslError for a rule that makes no sense, ClickException for what is no rule's fault.
     """
@@ -38,18 +38,21 @@ def command(rule: str, *, steps: int | None, seeds: int | None, lr: float | None
     runs, complete = train(settings, methods, corpus, progress())
     data = json.dumps(to_json(settings, methods, corpus, runs, complete), indent=1, allow_nan=False)
     (out / "train.json").write_text(data, encoding="utf-8")
+    say(data if as_json else report(settings, runs, complete, len(methods)))
     plotted = plot(runs, out / "train.png")
-    return data if as_json else report(settings, runs, complete, out, plotted), complete
+    if not as_json:
+        say(f"plot: {out / 'train.png'}" if plotted else "no plot: matplotlib is not installed (pip install 'updsl[plot]')")
+        say(f"numbers: {out / 'train.json'}")
+    return complete
 
 
-def report(settings: Settings, runs: Sequence[Run], complete: bool, out: Path, plotted: bool) -> str:
-    """The table, what it means, and where the rest lies."""
-    steps = sum(len(r.loss) for r in runs)
+def report(settings: Settings, runs: Sequence[Run], complete: bool, methods: int) -> str:
+    """The table, and what it means."""
     title = f"{settings.steps} steps, seeds {', '.join(map(str, settings.seeds))}, AdamW at a learning rate of up to {settings.lr:g}"
     if not complete:
-        title = f"interrupted after {steps} of {settings.steps * len(settings.seeds) * 3} steps of: {title}"
-    where = f"plot: {out / 'train.png'}" if plotted else "no plot: matplotlib is not installed (pip install 'updsl[plot]')"
-    return "\n".join(["", title, "", table(summarize(runs)), "", LEGEND, "", where, f"numbers: {out / 'train.json'}"])
+        made, planned = sum(len(r.loss) for r in runs), settings.steps * len(settings.seeds) * methods
+        title = f"interrupted after {made} of {planned} steps of: {title}"
+    return "\n".join(["", title, "", table(summarize(runs)), "", LEGEND, ""])
 
 
 def progress() -> Callable[[int, int, list[Run]], None]:
