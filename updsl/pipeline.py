@@ -16,6 +16,7 @@ from updsl.front.elaborate import Elaborated, elaborate
 from updsl.front.files import library, load_module
 from updsl.front.module import Module, make_module
 from updsl.front.unit import Constant, load_unit
+from updsl.middle.share import share
 
 BACKENDS = ("torch", "inductor", "interpret")
 LATER = ("cpp", "triton")
@@ -81,6 +82,7 @@ def to_engine(
         return Engine(programs, Interpreter(programs.programs, programs.class_of, tensors), name)
     from updsl.back.torch_exec import TorchBackend
 
+    programs = replace(programs, programs=tuple(share(p) for p in programs.programs))
     return Engine(programs, TorchBackend(programs.programs, programs.class_of, tensors, compiled=name == "inductor"), name)
 
 
