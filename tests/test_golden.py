@@ -12,8 +12,10 @@ def name(case: golden.Case) -> str:
 
 @pytest.mark.parametrize("backend", golden.BACKENDS)
 @pytest.mark.parametrize("case", golden.CASES, ids=name)
-def test_equals_the_official_code(case, backend):
-    for what, error in golden.worst(case, backend).items():
+def test_equals_the_official_code(case, backend, record_property):
+    found = golden.worst(case, backend)
+    record_property("golden", f"{case.file} {case.rule} {backend} {max(found.values()):.17g}")
+    for what, error in found.items():
         assert error <= case.tolerance, f"{what} is off by {error:.1e}"
 
 
