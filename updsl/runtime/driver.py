@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,35 +92,35 @@ class Driver:
             self._shapes = layout({n: m.parameter.shape for n, m in self._members.items()}, {n: m.group for n, m in self._members.items()}, ())
         return self._members
 
-    def _named(self) -> Iterable[Member]:
+    def _named(self) -> Iterator[Member]:
         by_id = None if self.names is None else {id(p): name for name, p in named(self.names).items()}
-        seen: dict[str, int] = {}
+        seen: set[str] = set()
         at = 0
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                given = group.get("param_names")
-                if by_id is None and given is None and reads_names(self.rule.module):
-                    raise UpdslError(
-                        Diagnostic(
-                            "no-names",
-                            f"`{self.rule.name}` reads the names of tensors, and they have none",
-                            help="pass `names=model`, or pairs of (name, tensor)",
-                        )
-                    )
-                for i, p in enumerate(group["params"]):
-                    name = given[i] if by_id is None and given is not None else f"{at}.{i}" if by_id is None else by_id.get(id(p))
-                    if name is None:
-                        raise UpdslError(
-                            Diagnostic(
-                                "unnamed-tensor", f"parameter {i} of group {at} is not among the names given", help="pass the module that holds all parameters"
-                            )
-                        )
-                    if seen.setdefault(name, id(p)) != id(p):
+                for name, p in zip(self._names(group, at, by_id), group["params"], strict=True):
+                    if name in seen:
                         raise UpdslError(Diagnostic("duplicate-tensor", f"two tensors are called `{name}`", help="give each tensor a name of its own"))
                     if p.dtype not in FLOATS:
                         arrays.supported(p, f"`{name}`")
+                    seen.add(name)
                     yield Member(name, p, optimizer, at)
                 at += 1
+
+    def _names(self, group: Mapping[str, Any], at: int, by_id: Mapping[int, str] | None) -> list[str]:
+        """Of a group's parameters: those given, else the group's own `param_names`, else "group.index"."""
+        if by_id is not None:
+            missing = next((i for i, p in enumerate(group["params"]) if id(p) not in by_id), None)
+            if missing is not None:
+                message = f"parameter {missing} of group {at} is not among the names given"
+                raise UpdslError(Diagnostic("unnamed-tensor", message, help="pass the module that holds all parameters"))
+            return [by_id[id(p)] for p in group["params"]]
+        if "param_names" in group:
+            return list(group["param_names"])
+        if reads_names(self.rule.module):
+            message = f"`{self.rule.name}` reads the names of tensors, and they have none"
+            raise UpdslError(Diagnostic("no-names", message, help="pass `names=model`, or pairs of (name, tensor)"))
+        return [f"{at}.{i}" for i in range(len(group["params"]))]
 
     def layout(self) -> Layout:
         """The tensors, their groups, and what the groups set, as of now."""
@@ -177,6 +177,12 @@ class Driver:
                     arrays.supported(g, f"the gradient of `{name}`")
                 found[name] = g.detach() if g.requires_grad else g
         return found
+
+    def gradient(self, name: str) -> torch.Tensor:
+        """That a member has."""
+        g = self._members[name].parameter.grad
+        assert g is not None
+        return g
 
     def _frame(self, here: Layout, engine: Engine, g: Mapping[str, torch.Tensor], from_mean: bool) -> Frame:
         """from_mean: where there are per-sample gradients, their mean stands in for a gradient that is None."""

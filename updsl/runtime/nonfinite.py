@@ -46,13 +46,14 @@ class Guard:
             return frame, None
         finite: Any = all_finite(looked_at(frame))
         reads = self.policy in ("skip", "raise")
+        on_host = reads or finite.device.type == "cpu"
         if reads:
             finite = bool(finite)
             self._counted = self.bad + (not finite), 0 if finite else self.in_a_row + 1, self.overflowed
         else:
             self._counted = self.bad + ~finite, torch.where(finite, 0, self.in_a_row + 1), self.overflowed
         in_a_row = self._counted[1]
-        if (reads or in_a_row.device.type == "cpu" or self._steps % LIMIT == 0) and int(in_a_row) >= LIMIT:
+        if (on_host or self._steps % LIMIT == 0) and int(in_a_row) >= LIMIT:
             raise _lost(self.who, int(in_a_row))
         if reads and not finite:
             self.settle()

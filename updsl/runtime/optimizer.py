@@ -126,7 +126,7 @@ class Optimizer(torch.optim.Optimizer):
             "seed": self.driver.seed,
             "values": self.driver.values,
         }
-        return super().__getstate__() | {"updsl": more}
+        return {**torch.optim.Optimizer.__getstate__(self), "updsl": more}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -189,5 +189,4 @@ def _with_rule(cls: type[torch.optim.Optimizer], rule: Rule, options: Mapping[st
 
 
 def _made_again(cls: type[torch.optim.Optimizer], rule: Rule, options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    made = _with_rule(cls, rule, options)
-    return made.__new__(made)
+    return object.__new__(_with_rule(cls, rule, options))

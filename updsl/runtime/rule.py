@@ -99,7 +99,7 @@ class Rule:
 
         grads: name → tensor of the parameter's shape, dense, float64, float32, bfloat16 or float16; a tensor that is missing or None takes no part. params:
         the weights, needed where the rule reads w. lr: a number or 0-d tensor, needed where it reads lr; a group's own wins. groups: as in `init`, whose
-        hold if left out. set: values of parameters from now on. inputs: by name, see `updsl.runtime.inputs`. Non-finite values propagate.
+        hold if left out. set: values of parameters for this step. inputs: by name, see `updsl.runtime.inputs`. Non-finite values propagate.
         out: name → tensor of the gradient's type. weights: the new weights, None unless the rule writes w. watch: label → 0-d tensor (scope all) or
         name → 0-d tensor or group → 0-d tensor. Raises UpdslError before anything is computed.
         """
@@ -181,7 +181,7 @@ def advance(
     now = frame(rule.module, engine, here, values, lr, g, w, found, batch, state.seed)
     result = engine.run.step(state.kept, now)
     out = result.out | {name: convert(grads[name]) for name in here.empty if grads and grads.get(name) is not None}
-    return out, State(here, state.seed, result.state), result.weights, result.watches
+    return out, state.after(result.state), result.weights, result.watches
 
 
 def from_samples(rule: Rule, here: Layout, grads: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -224,7 +224,7 @@ class Handle:
             self._withhold(optimizer)
         else:
             names = tuple(stepped.frame.g)
-            targets = [self.driver.members()[name].parameter.grad for name in names]
+            targets = [self.driver.gradient(name) for name in names]
             self.driver.commit(stepped, lambda: write(targets, [stepped.result.out[name] for name in names]))
             self._present, self._untouched = names, {}
         self._skipping, self._waiting = stepped is None, [o for o in self.optimizers if o is not optimizer]
@@ -255,9 +255,8 @@ class Handle:
     def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         for p, g in self._kept.pop(id(optimizer), ()):
             p.grad = g
-        untouched = self._untouched.pop(id(optimizer), False)
-        if untouched is not False:
-            self._restore(optimizer, untouched)
+        if id(optimizer) in self._untouched:
+            self._restore(optimizer, self._untouched.pop(id(optimizer)))
         if self.is_removed:
             self._finish_removal()
         else:
