@@ -30,11 +30,12 @@ class Code(Protocol):
 
     plan: Plan
     functions: tuple[Function | None, ...]
-    inits: Mapping[tuple[int, str], Function]
+    first: Plan
+    first_functions: tuple[Function | None, ...]
 
     def run(self, f: Function, args: Sequence[object]) -> tuple[Tensor | Parts, ...]: ...
 
-    def init(self, owner: int, state: str, args: Sequence[object]) -> Tensor: ...
+    def run_once(self, f: Function, args: Sequence[object]) -> tuple[Tensor | Parts, ...]: ...
 
 
 class Given:
@@ -44,6 +45,7 @@ class Given:
     def __init__(self, code: Code, calls: Sequence[Call], state: RuleState, frame: Frame):
         self.code, self.calls, self.state, self.frame = code, calls, state, frame
         self.programs: Mapping[int, Program] = code.plan.programs
+        self.hosts = code.plan.hosts | code.first.hosts
         self.run = state.run + 1
         self.device = calls[0].device
         self.real = calls[0].real
@@ -60,7 +62,7 @@ class Given:
         given: dict[tuple[str, Key], object] = {("run", ""): self.run, ("batch", ""): f.batch or 0}
         given |= {("lr", group): value for group, value in f.lr.items()}
         given |= {(f"param {name}", group): value for group, values in f.params.items() for name, value in values.items()}
-        plain = {k: v for k, v in given.items() if isinstance(v, int | float)}
+        plain = {k: float(v) for k, v in given.items() if not isinstance(v, Tensor)}  # type: ignore[arg-type]
         held = torch.tensor(list(plain.values()), dtype=torch.float64)
         found: dict[tuple[torch.device, str, Key], Tensor] = {}
         for device in dict.fromkeys(call.device for call in self.calls):
@@ -129,8 +131,7 @@ class Given:
             k, cells = len(names), call.cells(s.type)
             return torch.zeros((k, s.type.window, *cells), dtype=dtype, device=call.device), torch.zeros((k, 1, *cells), dtype=torch.int64, device=call.device)
         if names[0] not in kept:
-            f = self.code.inits[call.owner, s.name]
-            first = self.code.init(call.owner, s.name, [self.local(a, call) for a in f.args])
+            first = call.values["first", s.name]
             return first, first
         arrays = [kept[n][0] if s.type.window else kept[n] for n in names]
         stack = call.stacked(arrays, s.type).to(call.device, dtype if s.dtype is None else None)
@@ -151,7 +152,7 @@ class Given:
         if t is None:
             return self.shared_tensor(a, call.group, call.device)
         x = self.shared_tensor(a, "" if t.scope == ALL else call.group, call.device)
-        if a.kind == "param" or (a.kind == "value" and a.name in self.code.plan.hosts):
+        if a.kind == "param" or (a.kind == "value" and a.name in self.hosts):
             return x
         x = x.to(call.real) if x.is_floating_point() else x
         if a.kind.endswith("count"):
@@ -193,18 +194,13 @@ class Given:
             case "normal" | "uniform":
                 return self.draw(a, [""], (), self.device)[0]
             case "state" | "state count":
-                slots, count = self.joint_state(self.joint_owner(a.name), key)
+                slots, count = self.joint_state(next(s for p in self.programs.values() for s in p.states if s.name == a.name), key)
                 return slots if a.kind == "state" else count
             case _:
                 raise InternalError(f"nothing gives the shared value `{a.name}`")
 
-    def joint_owner(self, name: str) -> tuple[int, State]:
-        """A class that has the state, and the state."""
-        return next((c, s) for c, p in self.programs.items() for s in p.states if s.name == name)
-
-    def joint_state(self, owned: tuple[int, State], key: Key) -> tuple[Tensor, Tensor]:
+    def joint_state(self, s: State, key: Key) -> tuple[Tensor, Tensor]:
         """As `local_state`, of a group or of the model."""
-        owner, s = owned
         kept = self.state.values.get(s.name, {})
         if key in kept:
             x, count = kept[key] if s.type.window else (kept[key], kept[key])
@@ -212,8 +208,7 @@ class Given:
         if s.type.window:
             dtype = torch.bool if s.type.boolean else self.real
             return torch.zeros((s.type.window,), dtype=dtype, device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
-        f = self.code.inits[owner, s.name]
-        first = self.code.init(owner, s.name, [self.shared(a, key) for a in f.args])
+        first = self.joint["first", s.name][key]
         return first, first
 
 

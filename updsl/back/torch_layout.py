@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from updsl.core import frame
+from updsl.core.frame import Key
 from updsl.core.ir import Dim, Type
-from updsl.core.scope import ELEMENT
+from updsl.core.scope import ELEMENT, Scope
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -39,6 +40,12 @@ class Call:
     @property
     def real(self) -> torch.dtype:
         return compute_dtype(self.given)
+
+    def key(self, scope: Scope) -> Key:
+        """Under which a value of this scope, seen from the first tensor, is kept."""
+        if "T" in scope.indices:
+            return self.names[0]
+        return self.group if "G" in scope.indices else ""
 
     def size(self, dim: Dim | None) -> int:
         return dim if isinstance(dim, int) else self.sizes[str(dim)]

@@ -8,10 +8,10 @@ reads is left out. A binding's level is the number of joint steps in a row that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeGuard
 
-from updsl.core.ir import Apply, Binding, Every, Expr, Program, Reduce, Ref, Statement, Type, is_joint, is_shared, walk
+from updsl.core.ir import Apply, Binding, Every, Expr, Program, Reduce, Ref, Statement, Type, is_joint, is_shared, rewrite, walk
 from updsl.core.ops import OPS
 from updsl.core.schedule import Local, Shared, Step, merge
 from updsl.core.scope import GROUP, Scope
@@ -136,7 +136,34 @@ def plan(programs: Mapping[int, Program], running: frozenset[tuple[int, str]]) -
     """The step of these classes with these blocks running."""
     elsewhere = frozenset(name for _, name in running)
     bodies = {c: flatten(c, p.body, running, elsewhere) for c, p in programs.items()}
-    roots = {c: local_roots(p) for c, p in programs.items()}
+    return _ordered(programs, bodies, {c: local_roots(p) for c, p in programs.items()})
+
+
+def first_plan(programs: Mapping[int, Program]) -> Plan:
+    """The first values of all states that have an `init`; they leave as states."""
+    firsts = {c: _first(p) for c, p in programs.items()}
+    bodies = {c: [s for s in p.body if isinstance(s, Binding)] for c, p in firsts.items()}
+    return _ordered(firsts, bodies, {c: [r for r in local_roots(p) if r.role == "state"] for c, p in firsts.items()})
+
+
+def _first(program: Program) -> Program:
+    """A program whose states after a step are the first values of the program's; reductions over several tensors within stand alone."""
+    body: list[Binding] = []
+    commits = []
+    for s in program.states:
+        if s.init is not None:
+
+            def alone(e: Expr, name: str = s.name) -> Expr:
+                if not is_join(e):
+                    return e
+                body.append(Binding(f"{name} first {len(body)}", e))
+                return Ref(body[-1].name, "value", e.type)
+
+            commits.append((s.name, rewrite(s.init, alone)))
+    return replace(program, body=tuple(body), commits=tuple(commits), weight=None, watches=())
+
+
+def _ordered(programs: Mapping[int, Program], bodies: Mapping[int, list[Binding]], roots: Mapping[int, list[Root]]) -> Plan:
     shared = shared_roots(programs)
     order = needed(merge(bodies), roots, [r for found in shared.values() for r in found])
     levels = Levels(order)

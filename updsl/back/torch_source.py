@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from updsl.back import torch_reduce as reduce
 from updsl.back.torch_expression import Expressions
-from updsl.back.torch_names import to_identifier
+from updsl.back.torch_names import Names
 from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan, Root
 from updsl.back.torch_writer import DTYPES, Arg, Code, Known, literal
 from updsl.core.diagnostic import printable
@@ -54,55 +54,38 @@ class Function:
 
 @dataclass(frozen=True)
 class Generated:
-    """The source of a plan: one function for each of its pieces, in order (None for a join), and one for each init: (class, state)."""
+    """The source of a step: a function for each piece of its plan, in order (None for a join), and likewise of the plan of first values."""
 
     text: str
     functions: tuple[Function | None, ...]
-    inits: Mapping[tuple[int, str], Function]
+    first: tuple[Function | None, ...]
 
 
-def generate(plan: Plan, title: str) -> Generated:
-    """The source of all pieces and inits of a plan."""
+def generate(main: Plan, first: Plan, title: str) -> Generated:
+    """The source of all pieces of a step, and of the first values of its states."""
+    names = Names()
+    firsts = _functions(first, "first ", names)
+    functions = _functions(main, "", names)
+    texts = [f.text for f in (*firsts, *functions) if f is not None]
+    return Generated("\n\n".join([HEADER.format(title=printable(title)), *texts]), functions, firsts)
+
+
+def _functions(plan: Plan, what: str, names: Names) -> tuple[Function | None, ...]:
     known: dict[tuple[int | None, str], Known] = {}
     functions: list[Function | None] = []
-    several = len(plan.programs) > 1
-    shared = 0
     for step in plan.steps:
         if isinstance(step, Join):
             kind = "host" if step.name in plan.hosts else "tensor"
-            known[None, step.name] = Known(kind, isinstance(step.expr, Reduce) and not step.expr.type.samples)
+            known[None, step.name] = Known(kind, is_shared(step.expr.type) and not step.expr.type.samples)
             functions.append(None)
             continue
         program = plan.programs[step.classes[0]]
-        rule = to_identifier(program.name)
         if isinstance(step.owner, int):
-            name = f"{rule}{f'_class_{step.owner}' if several else ''}_phase_{step.level}"
+            part = f"class {step.owner} phase {step.level}" if len(plan.programs) > 1 else f"phase {step.level}"
         else:
-            shared += 1
-            name = f"{rule}_{step.owner.name}_{shared}"
-        functions.append(_function(name, step, program, known))
-    inits = {}
-    for c, program in plan.programs.items():
-        for s in program.states:
-            if s.init is not None:
-                prefix = to_identifier(program.name) + (f"_class_{c}" if several else "")
-                inits[c, s.name] = _init(f"{prefix}_init_{to_identifier(s.name)}", program, s)
-    inits = _distinct(inits)
-    texts = [f.text for f in (*inits.values(), *functions) if f is not None]
-    return Generated("\n\n".join([HEADER.format(title=printable(title)), *texts]), tuple(functions), inits)
-
-
-def _distinct(inits: Mapping[tuple[int, str], Function]) -> dict[tuple[int, str], Function]:
-    """The functions, renamed where two states spell alike."""
-    seen: set[str] = set()
-    found = {}
-    for key, f in inits.items():
-        name = f.name
-        while name in seen:
-            name += "_"
-        seen.add(name)
-        found[key] = replace(f, name=name, text=f.text.replace(f"def {f.name}(", f"def {name}(", 1))
-    return found
+            part = step.owner.name
+        functions.append(_function(names.fresh(f"{program.name} {what}{part}"), step, program, known))
+    return tuple(functions)
 
 
 def _comment(span: Span) -> str:
@@ -226,15 +209,6 @@ def state_texts(writer: Expressions, c: Code, state: State) -> list[tuple[str, s
     return [*texts, ("state count", c.count)] if state.type.window else texts
 
 
-def _init(name: str, program: Program, state: State) -> Function:
-    """The function of a state's first value."""
-    writer = Expressions(not is_shared(state.type), program, {}, subject=state.name)
-    assert state.init is not None
-    c = writer.tensor(writer.render(state.init))
-    text = dict(state_texts(writer, c, replace(state, type=replace(state.type, window=0))))["state"]
-    return Function(name, writer.local, _text(writer, name, f"{state.name} before its first step", [text]), tuple(writer.args), (("state", state.name),))
-
-
 def _text(writer: Expressions, name: str, doc: str, results: list[str]) -> str:
     """def, head, statements, return; names of full-size values are dropped after their last use."""
     body = [*writer.head, *writer.lines]
@@ -255,7 +229,3 @@ def _with_drops(body: list[str], result: str, full: set[str]) -> list[str]:
         if last and i + 1 < len(body):
             lines.append(f"del {', '.join(last)}")
     return lines
-
-
-def title_of(plan: Plan) -> str:
-    return f"{next(iter(plan.programs.values())).name}, generated by updsl"

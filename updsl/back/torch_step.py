@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from updsl.back import torch_runtime as runtime
 from updsl.back.torch_given import Code, Given, Parts
 from updsl.back.torch_layout import GRID, Call, even_runs, sizes_of
-from updsl.back.torch_plan import BY_ORDER, Join, Piece, cells_of
+from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan, cells_of
 from updsl.back.torch_source import Function
 from updsl.core import frame
 from updsl.core.frame import Frame, Key, Result, RuleState
@@ -23,10 +23,25 @@ Where = Call | Key
 def take_step(code: Code, class_of: Mapping[str, int], tensors: Mapping[str, frame.Tensor], state: RuleState, frame: Frame, writes: bool) -> Result:
     """(state, inputs) ↦ (state', out, new weights, watches); all is computed before anything is handed out."""
     calls = calls_of(code.plan.programs, class_of, tensors, state, frame)
-    step = _Step(Given(code, calls, state, frame), class_of)
-    for part, f in zip(code.plan.steps, code.functions, strict=True):
-        step.take(part, f)
+    given = Given(code, calls, state, frame)
+    if _is_first(given):
+        first = _Step(given, class_of, code.run_once)
+        first.take_all(code.first, code.first_functions)
+        first.become_first()
+    step = _Step(given, class_of, code.run)
+    step.take_all(code.plan, code.functions)
     return step.result(writes)
+
+
+def _is_first(given: Given) -> bool:
+    """Whether a state has no value yet in some cell of the step."""
+    for c, program in given.programs.items():
+        for s in program.states:
+            kept = given.state.values.get(s.name, {})
+            for call in given.calls:
+                if call.owner == c and s.init is not None and call.key(s.type.scope) not in kept:
+                    return True
+    return False
 
 
 # --- which tensors go together ---------------------------------------------------------------------------------------
@@ -39,7 +54,7 @@ def calls_of(programs: Mapping[int, Program], class_of: Mapping[str, int], tenso
         buckets.setdefault(_bucket(name, programs[class_of[name]], class_of[name], tensors[name].shape, state, frame), []).append(name)
     calls = []
     for (owner, group, shape, given, device, weight_dtype, *_), names in buckets.items():
-        matrices = {i.name: frame.inputs[i.name][names[0]] for i in programs[owner].inputs if i.kind == "matrix"}
+        matrices = {i.name: frame.inputs[i.name][names[0]] for i in programs[owner].inputs if i.kind == "matrix" and names[0] in frame.inputs.get(i.name, {})}
         sizes = sizes_of(tensors[names[0]], matrices)
         runs = even_runs({n: _streams(n, programs[owner], state, frame) for n in names}, names) if len(names) > 1 else [tuple(names)]
         calls += [Call(owner, group, run, shape, given, weight_dtype, device, sizes) for run in runs]
@@ -48,15 +63,20 @@ def calls_of(programs: Mapping[int, Program], class_of: Mapping[str, int], tenso
 
 def _bucket(name: str, program: Program, owner: int, shape: tuple[int, ...], state: RuleState, frame: Frame) -> tuple:
     g, w = frame.g[name], frame.w.get(name)
-    inputs = tuple((x.dtype, tuple(x.shape)) for x in (frame.inputs[i.name][name] for i in program.inputs if i.kind != "per"))
+    inputs = tuple((x.dtype, tuple(x.shape)) for x in _given(name, program, frame))
     have = tuple(name in state.values.get(s.name, {}) for s in program.states if not is_shared(s.type))
     return owner, frame.group_of[name], shape, g.dtype, g.device, None if w is None else w.dtype, inputs, have
+
+
+def _given(name: str, program: Program, frame: Frame) -> list[Tensor]:
+    """The full-size inputs of a tensor that are there."""
+    return [frame.inputs[i.name][name] for i in program.inputs if i.kind != "per" and name in frame.inputs.get(i.name, {})]
 
 
 def _streams(name: str, program: Program, state: RuleState, frame: Frame) -> list[Tensor]:
     """The full-size arrays of a tensor."""
     found = [frame.g[name], *([frame.w[name]] if name in frame.w else [])]
-    found += [frame.inputs[i.name][name] for i in program.inputs if i.kind != "per"]
+    found += _given(name, program, frame)
     for s in program.states:
         if s.type.scope == ELEMENT and name in state.values.get(s.name, {}):
             x = state.values[s.name][name]
@@ -70,10 +90,23 @@ def _streams(name: str, program: Program, state: RuleState, frame: Frame) -> lis
 class _Step:
     """What is known so far. `parts`: what was contributed to joins, by name, from each call or group. `left`: what leaves the step."""
 
-    def __init__(self, given: Given, class_of: Mapping[str, int]):
-        self.given, self.class_of, self.frame = given, class_of, given.frame
+    def __init__(self, given: Given, class_of: Mapping[str, int], run: Callable[..., tuple[Tensor | Parts, ...]]):
+        self.given, self.class_of, self.frame, self.run = given, class_of, given.frame, run
         self.parts: dict[str, list[tuple[Where, Tensor | Parts]]] = {}
         self.left: list[tuple[Where, str, str, Tensor]] = []
+
+    def take_all(self, plan: Plan, functions: Sequence[Function | None]) -> None:
+        for part, f in zip(plan.steps, functions, strict=True):
+            self.take(part, f)
+
+    def become_first(self) -> None:
+        """What left as states is what states are before their first step."""
+        for where, _, name, x in self.left:
+            x = x.contiguous()
+            if isinstance(where, Call):
+                where.values["first", name] = x
+            else:
+                self.given.joint.setdefault(("first", name), {})[where] = x
 
     def take(self, part: Piece | Join, f: Function | None) -> None:
         match part:
@@ -82,11 +115,11 @@ class _Step:
             case Piece(owner=int() as owner) if f is not None:
                 for call in self.given.calls:
                     if call.owner == owner:
-                        results = self.given.code.run(f, [self.given.local(a, call) for a in f.args])
+                        results = self.run(f, [self.given.local(a, call) for a in f.args])
                         self.keep(call, f, results)
             case Piece(owner=Scope() as scope, classes=classes) if f is not None:
                 for key in self.keys(classes, scope):
-                    results = self.given.code.run(f, [self.given.shared(a, key) for a in f.args])
+                    results = self.run(f, [self.given.shared(a, key) for a in f.args])
                     self.keep(key, f, results)
 
     def keys(self, classes: Sequence[int], scope: Scope) -> list[Key]:
@@ -128,10 +161,16 @@ class _Step:
         else:
             here = [tuple(y.to(device) if isinstance(y, Tensor) else y for y in x) for x in parts]
             value = runtime.joined(e.op, here, e.type.samples, {"p": float(e.static[0])} if e.static else {})
-        return value if e.type.boolean or j.name in self.given.code.plan.hosts else value.to(self.given.real)
+        return value if e.type.boolean or j.name in self.given.hosts else value.to(self.given.real)
 
     def join_largest(self, j: Join, e: Apply, contributed: Sequence[tuple[Where, Tensor | Parts]], number: Tensor | None) -> None:
         """The mask of each tensor, among the entries of all."""
+        assert number is not None
+        if j.over_groups:
+            operands = [x[0].flatten(-2) for _, x in contributed if isinstance(x, Tensor)]
+            for (where, _), mask in zip(contributed, runtime.joined_largest(operands, number, bool(e.static[1])), strict=True):
+                self.given.joint.setdefault(("value", j.name), {})[where] = mask.squeeze(-1)  # type: ignore[index]
+            return
         place = {name: i for i, name in enumerate(self.frame.g)}
         each: list[tuple[int, Call, int, Tensor]] = []
         for call, x in contributed:
@@ -139,7 +178,6 @@ class _Step:
             assert isinstance(x, Tensor)
             each += [(place[name], call, k, x[k].flatten(-2)) for k, name in enumerate(call.names)]
         each.sort(key=lambda item: item[0])
-        assert number is not None
         masks = runtime.joined_largest([x.to(self.given.device) for *_, x in each], number, bool(e.static[1]))
         of_call: dict[int, dict[int, Tensor]] = {}
         for (_, call, k, x), mask in zip(each, masks, strict=True):
@@ -190,7 +228,7 @@ class _Step:
                 cells = values.setdefault(s.name, {})
                 if is_shared(s.type):
                     for key in self.keys([c], s.type.scope):
-                        x, count = self.given.joint_state((c, s), key) if (key, "state", s.name) not in new else (new[key, "state", s.name], None)
+                        x, count = self.given.joint_state(s, key) if (key, "state", s.name) not in new else (new[key, "state", s.name], None)
                         count = new.get((key, "state count", s.name), count)
                         cells[key] = (owned.kept(x), owned.kept(count)) if s.type.window else owned.kept(x)  # type: ignore[arg-type]
                     continue
