@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from updsl.core.diagnostic import Diagnostic
+from updsl.core.diagnostic import Diagnostic, nearest
 from updsl.core.source import Source, Span
 from updsl.front.layout import DECLARATIONS
 from updsl.front.lex import RESERVED, Token
@@ -14,6 +14,8 @@ WORDS = frozenset(w.upper() for w in RESERVED)
 OPERATORS = frozenset("PLUS MINUS STAR SLASH AT CARET ORDER EQUALITY AND OR TRANSPOSE".split())
 OPERANDS = frozenset("NAME NUMBER TEXT INF TRUE FALSE LPAR REPEAT IF CLIP NOT CORE RULE MINUS".split())
 ENDS_OPERAND = frozenset("NAME NUMBER TEXT INF TRUE FALSE RPAR RSQB TRANSPOSE".split())
+BEGINNINGS = ("clip", "state", "let", "every", "reset", "skip", "watch", "match", "return", "input", "repeat", "rule")
+"""Words that begin something, and are followed by a name."""
 STATEMENTS = frozenset("INPUT LET STATE EVERY RESET SKIP WATCH MATCH RETURN".split())
 SCOPES = "a scope is `element`, `row`, `column`, `block(k)`, `tensor`, `group` or `all`"
 
@@ -217,10 +219,18 @@ class Reader:
 
     def expression_alone(self) -> Diagnostic:
         whole = [*self.line, *self.rest]
+        if len(whole) > 1 and whole[1].type == "NAME" and (word := self.misspelled(whole[0])) is not None:
+            return word
         text = self.written(whole[0], whole[-1])
         shown = text if len(text) <= 60 and "\n" not in text else "…"
         place = Token("", "", whole[0].start, whole[-1].end)
         return self.make("idle-expression", "an expression alone is no statement", f"write `return {shown}` to give it out, `x = {shown}` to name it", at=place)
+
+    def misspelled(self, token: Token) -> Diagnostic | None:
+        """A name before another, that is nearly a word of the language."""
+        name = self.written(token)
+        found = nearest(name, BEGINNINGS) if token.type == "NAME" else []
+        return self.make("unknown-name", f"unknown name or stage `{name}`", f"did you mean `{found[0]}`?", at=token) if found else None
 
     # --- signs and words ---
 
@@ -369,6 +379,8 @@ class Reader:
             left, right = self.written(before), self.written(self.token)
             if left in FOREIGN_WORDS:
                 return self.make("foreign-word", f"`{left}` is not a word of the language", FOREIGN_WORDS[left], at=before)
+            if (word := self.misspelled(before)) is not None:
+                return word
             pipeline = f", or `{left} → {right}` for a pipeline" if before.type in ("NAME", "RPAR") and kind in ("NAME", "CLIP", "IF", "REPEAT") else ""
             return self.make("unexpected", f"an operator is missing between `{left}` and `{right}`", f"write `{left}*{right}`{pipeline}")
         return None
