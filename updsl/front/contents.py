@@ -22,8 +22,8 @@ def nodes(tree: object) -> Iterator[syntax.Node]:
 
 
 def applied(rule: syntax.Rule, unit: Unit) -> Iterator[tuple[syntax.Node, syntax.Rule, Unit]]:
-    """Every name in a rule's body that may apply a rule, with that rule."""
-    own = {p.name for p in rule.parameters}
+    """Every name in a rule's body that may apply a rule, with that rule. A parameter or a local of the same name hides it."""
+    own = {p.name for p in rule.parameters} | {n.name for n in nodes(rule.body) if isinstance(n, (syntax.Local, syntax.Let, syntax.StateItem, syntax.InputItem))}
     for node in nodes(rule.body):
         match node:
             case syntax.Name(id=name) if name not in own and name not in BUILTIN_NAMES and name not in FUNCTIONS - BOTH:
@@ -36,21 +36,20 @@ def applied(rule: syntax.Rule, unit: Unit) -> Iterator[tuple[syntax.Node, syntax
             yield node, *found
 
 
-def applied_in_circle(rule: syntax.Rule, unit: Unit, within: tuple[syntax.Rule, ...] = (), done: set[int] | None = None) -> Iterator[Diagnostic]:
-    """A rule that applies itself, directly or through others."""
+def applied_in_circle(
+    rule: syntax.Rule, unit: Unit, within: tuple[syntax.Rule, ...] = (), done: set[int] | None = None
+) -> Iterator[tuple[Diagnostic, frozenset[int]]]:
+    """A rule that applies itself, directly or through others; with the ids of the rules that are in that circle."""
     done = set() if done is None else done
     within = (*within, rule)
     for node, other, home in applied(rule, unit):
         if any(other is r for r in within):
             if other.name in BOTH:  # inside the library's own `norm`, the name is the function
                 continue
-            through = " → ".join(f"`{r.name}`" for r in (*within[[r is other for r in within].index(True) :], other))
-            yield Diagnostic(
-                "rule-circle",
-                f"`{other.name}` applies itself: {through}",
-                node.span,
-                help="a rule cannot be its own stage; `repeat n times (…)` repeats a pipeline",
-            )
+            circle = within[[r is other for r in within].index(True) :]
+            through = f": {' → '.join(f'`{r.name}`' for r in (*circle, other))}" if len(circle) > 1 else ""
+            help_ = "a rule cannot be its own stage; `repeat n times (…)` repeats a pipeline"
+            yield Diagnostic("rule-circle", f"`{other.name}` applies itself{through}", node.span, help=help_), frozenset(map(id, circle))
         elif id(other) not in done:
             yield from applied_in_circle(other, home, within, done)
     done.add(id(rule))

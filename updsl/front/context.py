@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 
 from updsl.core import ir
-from updsl.core.diagnostic import Diagnostic, UpdslError
+from updsl.core.diagnostic import Diagnostic, Label, UpdslError
 from updsl.core.frame import Tensor
 from updsl.core.ir import Binding, Const, Dim, Expr, Ref, Type, joined
 from updsl.core.scope import TENSOR, Scope
@@ -167,10 +167,15 @@ class Context:
         self.predicates: set[tuple[str, str]] = set()
         self.populations: set[str] = {""}
         self.reductions: list[Reduction] = []
-        self.hosts: dict[str, Expr] = {}
+        self.hosts: set[str] = set()
+        self.twins: dict[str, Type] = {}
+        """Host values that depend on `t`, and the type of their twin, which reads the tensor's own count: `name@tensor`."""
         self.guarded_watches: list[str] = []
         self.spent = 0
+        self.looked_at: set[int] = set()
+        self.capped = False
         self.counted = False
+        self.callers: list[tuple[str, Span]] = []
         self.mistaken: dict[str, tuple[Diagnostic, ...]] = {}
         self.stored: dict[str, tuple[str, Type]] = {}
 
@@ -178,10 +183,28 @@ class Context:
 
     def error(self, code: str, message: str, span: Span, **more) -> Value:
         """Report a mistake once, and go on with a value that reports nothing further."""
-        d = Diagnostic(code, message, span, **more)
+        d = self.of_caller(Diagnostic(code, message, span, **more))
         if d not in self.diagnostics:
             self.diagnostics.append(d)
         return POISON
+
+    @contextmanager
+    def applying(self, what: str, span: Span):
+        """Elaborate another text, applied at `span`."""
+        self.callers.append((what, span))
+        try:
+            yield
+        finally:
+            self.callers.pop()
+
+    def of_caller(self, d: Diagnostic) -> Diagnostic:
+        """A mistake that shows in the text of the library is one of what applies it: told at the place in the user's own file."""
+        own = self.module.unit.source
+        caller = next(((what, span) for what, span in reversed(self.callers) if span.source is own), None)
+        if caller is None or d.span.source is own or d.code in NAME_CODES:
+            return d
+        labels = (Label(d.span, d.note_here or "this is where it shows"), *d.labels)
+        return replace(d, span=caller[1], note_here=caller[0], labels=labels)
 
     def spend(self, span: Span) -> None:
         """Count what is elaborated; a text that unfolds without bound ends here."""
@@ -191,10 +214,17 @@ class Context:
                 Diagnostic("too-large", f"this rule unfolds to more than {MAX_BINDINGS:,} steps", span, help="lower the count of the `repeat` around it")
             )
 
+    def to_look_at(self, text: syntax.Node) -> bool:
+        """Whether text that is not taken has still to be looked at for mistakes in its names: once is enough."""
+        if not self.checking or id(text) in self.looked_at:
+            return False
+        self.looked_at.add(id(text))
+        return True
+
     @contextmanager
     def discarded(self, env: Env):
         """Elaborate text that is not taken, for the mistakes in its names only: everything else is as before."""
-        kept = {k: copy(v) for k, v in vars(self).items() if k not in ("diagnostics", "facts", "module", "parameters")}
+        kept = {k: copy(v) for k, v in vars(self).items() if k not in ("diagnostics", "facts", "module", "parameters", "looked_at")}
         facts = {k: copy(v) for k, v in vars(self.facts).items()}
         instance = env.instance
         subtree, begun = (instance.subtree.copy(), instance.begun) if instance else ([], None)
@@ -227,7 +257,11 @@ class Context:
         if isinstance(expr, ir.Apply) and expr.op == "store":
             self.stored[name] = (expr.static[0], expr.type)
         if is_host(expr, self.hosts):
-            self.hosts[name] = expr
+            self.hosts.add(name)
+            if ir.is_shared(expr.type) and self._counts(expr):
+                twin = self._of_tensor(expr)
+                self.twins[name] = twin.type
+                self.block.append(Binding(f"{name}@tensor", twin, span=span))
         return replace(value, expr=Ref(name, "value", expr.type, span=span))
 
     def settle(self, e: Expr) -> Expr:
@@ -248,8 +282,8 @@ class Context:
                 return replace(e, type=Type(TENSOR))
             case Ref(name=name, kind="value") if not TENSOR <= e.type.scope and f"{name}@tensor" in self.facts.clocks:
                 return replace(e, name=f"{name}@tensor", type=Type(TENSOR))
-            case Ref(name=name, kind="value") if not TENSOR <= e.type.scope and name in self.hosts and self._counts(self.hosts[name]):
-                return self._of_tensor(self.hosts[name])
+            case Ref(name=name, kind="value") if name in self.twins:
+                return replace(e, name=f"{name}@tensor", type=self.twins[name])
             case ir.Apply(args=args, op=op):
                 new = tuple(self._of_tensor(a) for a in args)
                 if all(a is b for a, b in zip(new, args, strict=True)):
@@ -265,12 +299,7 @@ class Context:
     def _counts(self, e: Expr) -> bool:
         """Whether a host value depends on `t`."""
         return any(
-            isinstance(n, Ref)
-            and (
-                (n.name == "t" and n.kind == "builtin")
-                or f"{n.name}@tensor" in self.facts.clocks
-                or (n.name in self.hosts and self._counts(self.hosts[n.name]))
-            )
+            isinstance(n, Ref) and ((n.name == "t" and n.kind == "builtin") or f"{n.name}@tensor" in self.facts.clocks or n.name in self.twins)
             for n in ir.walk(e)
         )
 
@@ -330,7 +359,7 @@ class Context:
         return replace(t, rows=self.dim(t.rows), cols=self.dim(t.cols))
 
 
-def is_host(e: Expr, hosts: Mapping[str, Expr]) -> bool:
+def is_host(e: Expr, hosts: Set[str]) -> bool:
     """Whether a value depends on no tensor: only on literals, parameters, lr, t and attributes."""
     for n in ir.walk(e):
         match n:

@@ -7,20 +7,20 @@ whose Programs are equal are one class.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from updsl.core.diagnostic import Diagnostic, InternalError, UpdslError
 from updsl.core.frame import Tensor
-from updsl.core.ir import Apply, Const, Program, Ref, Type
+from updsl.core.ir import Apply, Binding, Const, Every, Program, Ref, Statement, Type, walk
 from updsl.core.ir import Watch as IrWatch
 from updsl.core.scope import ALL, GROUP, TENSOR
 from updsl.core.source import Span
 from updsl.front import instances, regex, statements, syntax
 from updsl.front.context import NAME_CODES, POISON, Context, Default, Env, Facts, Flag, Instance, Reduction, Value
 from updsl.front.module import Module
-from updsl.front.unit import Constant
+from updsl.front.unit import Constant, Unit
 
 MAX_PASSES = 60
 PROBES = ((4, 3), (3, 5), (4,), (), (2, 3, 2, 2))
@@ -45,6 +45,8 @@ class _Walked:
     populations: frozenset[str]
     counted: bool
     reductions: tuple[Reduction, ...]
+    capped: bool
+    """The text unfolds beyond a cap: nothing else is known of it."""
 
 
 def elaborate(
@@ -119,7 +121,7 @@ def _settle(
             facts.known, facts.changed = dict(cx.states), True
         if not facts.changed and cx.mistaken:
             facts.mistaken.update(cx.mistaken)
-        elif not facts.changed:
+        elif cx.capped or not facts.changed:
             found = tuple(cx.diagnostics)
             return _Walked(
                 None if any(d.severity == "error" for d in found) else program,
@@ -128,6 +130,7 @@ def _settle(
                 frozenset(cx.populations),
                 cx.counted,
                 tuple(cx.reductions),
+                cx.capped,
             )
     raise InternalError(f"the scopes of `{module.name}` do not settle")
 
@@ -146,20 +149,38 @@ def _walk(cx: Context) -> Program:
         else:
             values[name] = Value(Ref(name, "param", Type(ALL)), float(value), frozenset((name,)))
     g = Value(Ref("g", "builtin", statements.GRID))
-    main = Instance(module.rule, module.unit, "", values, g, instances.has_clock(module.rule))
+    main = Instance(module.rule, module.unit, "", values, g, cx.sites(module.rule, module.unit).has_clock)
     env = Env(module.unit, cx.sites(module.rule, module.unit), "", main, Default(TENSOR), Flag(), g)
     try:
         out = instances.run(cx, env, None)
         _check_out(cx, out)
     except UpdslError as e:  # a cap: nothing further can be said
         cx.diagnostics.extend(e.diagnostics)
+        cx.capped = True
         out = POISON
     if cx.weight is not None and not cx.returns and not out.poisoned:
         out = Value(Apply("sub", (Ref("w", "builtin", statements.GRID), cx.weight), statements.GRID))
     states = tuple(replace(s, init=None) if s.type.window else s for s in cx.states.values())
     commits = tuple((name, cx.current.get(name, Ref(name, "state", s.type))) for name, s in cx.states.items())
     watches = tuple(IrWatch(label, e) for label, e in cx.watches.items())
-    return Program(module.name, tuple(cx.inputs.values()), states, tuple(cx.block), commits, cx.settle(out.expr), cx.weight, cx.returns, watches)
+    out = cx.settle(out.expr)
+    read = {n.name for e in (out, cx.weight, *(e for _, e in commits), *(w.expr for w in watches)) if e is not None for n in walk(e) if isinstance(n, Ref)}
+    body = _without_idle_twins(cx.block, {f"{name}@tensor" for name in cx.twins}, read)
+    return Program(module.name, tuple(cx.inputs.values()), states, body, commits, out, cx.weight, cx.returns, watches)
+
+
+def _without_idle_twins(statements: Sequence[Statement], twins: Set[str], read: set[str]) -> tuple[Statement, ...]:
+    """The statements without those twins that nothing reads. `read`: what is read after them; what they read is added."""
+    kept: list[Statement] = []
+    for s in reversed(statements):
+        match s:
+            case Binding(name=name, expr=e) if name not in twins or name in read:
+                read.update(n.name for n in walk(e) if isinstance(n, Ref))
+                kept.append(s)
+            case Every(body=body, yields=yields):
+                read.update(n.name for y in yields for e in (y.inner, y.outer) for n in walk(e) if isinstance(n, Ref))
+                kept.append(replace(s, body=_without_idle_twins(body, twins, read)))
+    return tuple(reversed(kept))
 
 
 def _check_out(cx: Context, out: Value) -> None:
@@ -228,10 +249,23 @@ def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequen
                 for _ in range(MAX_PASSES):
                     known = set(constants)
                     walked = _settle(module, Tensor(name, shape), parameters, frozenset(), True, {"": 1}, constants, checking=True)
+                    if walked.capped:
+                        return list(walked.diagnostics), frozenset(constants)
                     if constants == known:
                         break
                 by_probe.append(walked.diagnostics)
     return of_text(by_probe), frozenset(constants)
+
+
+def fn_mistakes(unit: Unit) -> list[Diagnostic]:
+    """Mistakes in names of a file's functions, whether or not anything calls them."""
+    found: list[Diagnostic] = []
+    for fn in unit.fns.values():
+        call = syntax.Call(fn.name, tuple(syntax.Argument(None, syntax.Name("g")) for _ in fn.parameters), span=fn.name_span, callee_span=fn.name_span)
+        body = call if fn.about is None else syntax.Clip(call, ">", syntax.Number(1.0), span=fn.name_span)
+        module = Module(unit, syntax.Rule(fn.name, (), body, span=fn.span, name_span=fn.name_span), {}, {}, False)
+        found.extend(d for d in check_text(module, {})[0] if d.code in NAME_CODES and d not in found)
+    return found
 
 
 def of_text(by_probe: list[tuple[Diagnostic, ...]]) -> list[Diagnostic]:

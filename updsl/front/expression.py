@@ -197,7 +197,8 @@ def elementwise(cx: Context, op: str, values: list[Value], span: Span) -> Value:
     row = OPS[op]
     for v in values:
         if isinstance(v.static, str):
-            return cx.error("text-as-number", "a text is no number", v.expr.span, help='texts compare with `==`, `!=` and `~`: `mode == "mean"`')
+            help_ = 'texts compare with `==`, `!=` and `~`: `mode == "mean"`'
+            return cx.error("text-as-number", "this is a text, where a number is needed", v.expr.span, help=help_)
     if row.conditions:
         for v in values:
             if not v.type.boolean and not v.poisoned:
@@ -272,7 +273,7 @@ def choose(cx: Context, env: Env, e: syntax.If, whole: bool) -> Value:
         taken, other = (e.then, e.otherwise) if condition.static else (e.otherwise, e.then)
         env.it_read.used = True
         env.per_used.used = env.per_used.used or may_reduce(env, other)
-        if cx.checking:
+        if cx.to_look_at(other):
             with cx.discarded(env):
                 expression(cx, replace(env, population=f"{env.population}/{id(other)}"), other, whole)
         inner = replace(env, population=f"{env.population}/{taken.span.start}")

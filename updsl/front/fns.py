@@ -17,7 +17,8 @@ def apply(cx: Context, env: Env, e: syntax.Call, site: syntax.Node, fn: syntax.F
         env.per_used.used = True
         return POISON
     body = fn.about if about and fn.about is not None else fn.body
-    return expressions.expression(cx, replace(inner, path=inner.path + ("about." if about else "")), body)
+    with cx.applying(f"`{fn.name}` is called here", e.span):
+        return expressions.expression(cx, replace(inner, path=inner.path + ("about." if about else "")), body)
 
 
 def _inside(cx: Context, env: Env, e: syntax.Call, site: syntax.Node, fn: syntax.Fn, unit: Unit) -> Env | None:

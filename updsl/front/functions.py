@@ -191,6 +191,11 @@ def function(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
     if given is None:
         return POISON
     values = [subject(cx, env, given, names[0], e.span)] + [expressions.expression(cx, env, given[n]) for n in op.args[1:] if n in given]
+    text = next((v for v in values if isinstance(v.static, str)), None)
+    if text is not None:
+        env.per_used.used = True
+        message, help_ = f"`{e.callee}` takes numbers, and this is a text", 'texts compare with `==`, `!=` and `~`: `mode == "mean"`'
+        return cx.error("text-as-number", message, text.expr.span, help=help_)
     if any(v.poisoned for v in values) and op.kind != "elementwise":
         env.per_used.used = True
         return POISON

@@ -10,7 +10,6 @@ from updsl.core.ir import Expr
 from updsl.core.source import Span
 from updsl.front import expression as expressions
 from updsl.front import functions, statements, states, syntax
-from updsl.front.contents import nodes, writes_weights
 from updsl.front.context import POISON, Context, Env, Instance, Value
 from updsl.front.unit import Unit
 
@@ -28,11 +27,14 @@ def apply_rule(cx: Context, env: Env, e: syntax.Node, name: str, arguments: tupl
             else "use a number, parameters, `w` and functions of these",
         )
     rule, unit = found
+    if env.in_law:
+        help_ = "write `rule(stream)` for the rule above, and functions of values"
+        return cx.error("rule-in-law", f"a law applies no rules but its own, and `{name}` is one", span, help=help_)
     cx.spend(span)
     env.it_read.used = True
     caller = env.instance
     caller.begun = caller.begun or span
-    if writes_weights(rule, unit) and not any(e is n for n in final(env.sites.declaration.body)):
+    if cx.sites(rule, unit).writes_weights and not any(e is n for n in final(env.sites.declaration.body)):
         return cx.error(
             "writes-weights-inside",
             f"`{rule.name}` writes the weights, and is not the last stage",
@@ -46,9 +48,10 @@ def apply_rule(cx: Context, env: Env, e: syntax.Node, name: str, arguments: tupl
         return POISON
     if env.it.type.window:
         return cx.error("window-outside", "a window stands only under a reduction", span, help="reduce it over time first: `median(x → history(9)) → …`")
-    inner = Instance(rule, unit, path, parameters, env.it, caller.own_clock or env.guarded or has_clock(rule))
+    inner = Instance(rule, unit, path, parameters, env.it, caller.own_clock or env.guarded or cx.sites(rule, unit).has_clock)
     before = cx.weight
-    value = run(cx, Env(unit, cx.sites(rule, unit), path, inner, env.default, env.per_used, env.it, population=env.population, guarded=env.guarded), before)
+    with cx.applying(f"`{rule.name}` is applied here", span):
+        value = run(cx, Env(unit, cx.sites(rule, unit), path, inner, env.default, env.per_used, env.it, population=env.population, guarded=env.guarded), before)
     caller.subtree.extend(inner.subtree)
     return value
 
@@ -66,11 +69,6 @@ def run(cx: Context, env: Env, weight_before: Expr | None) -> Value:
         cx.facts.subtrees[instance.path] = subtree
         cx.facts.changed = True
     return value
-
-
-def has_clock(rule: syntax.Rule) -> bool:
-    """Whether a rule's steps may be undone or restarted, so that its `t` is its own."""
-    return any(isinstance(n, syntax.Skip) or (isinstance(n, syntax.Reset) and not n.names) for n in nodes(rule.body))
 
 
 def final(body: syntax.Expr | tuple[syntax.Statement, ...]) -> list[syntax.Node]:
@@ -109,6 +107,10 @@ def bind_parameters(
             cx.error("missing-argument", f"`{rule.name}` needs `{p.name}`", span, help=f"write `{rule.name}({p.name} = …)`")
             return None
         v = expressions.expression(cx, env if p.name in given else defaults, text)
+        if v.type.window and not v.poisoned:
+            message = "a window stands only under a reduction, and cannot be an argument of a rule"
+            cx.error("window-outside", message, text.span, help="reduce it first: `median(x → history(9))`")
+            return None
         if not _of_kind(cx, rule, p, v, text.span):
             return None
         check_instance_bounds(cx, defaults, rule, p, v, text.span)

@@ -197,7 +197,8 @@ class Lexer:
             case "open_doc":
                 self.error("open-text", 'this documentation has no closing `"""`', start, start + 3, 'end it with `"""`', (start, end))
             case "open_text":
-                self.error("open-text", "this text has no closing quote on its line", start, end, f'write `{text.rstrip()}"`')
+                escaped = "a quote after a backslash is part of the text; a backslash alone is written `\\\\`" if '\\"' in text else f'write `{text.rstrip()}"`'
+                self.error("open-text", "this text has no closing quote on its line", start, end, escaped)
             case "number":
                 self.number(text, start, end)
             case "core":

@@ -67,7 +67,7 @@ def module_of(unit: Unit, rule: syntax.Rule) -> Module:
     """One of a unit's rules as what the unit stands for. Raises UpdslError if it applies itself, or has bad parameters or inputs."""
     circle = next(applied_in_circle(rule, unit), None)
     if circle:
-        raise UpdslError(circle)
+        raise UpdslError(circle[0])
     parameters = dict(_parameters(rule))
     inputs = {i.name: i.scope.name if i.scope else i.kind for i in input_items(rule, unit)}
     clash = next((parameters[n] for n in inputs if n in parameters), None)
@@ -83,6 +83,13 @@ def module_of(unit: Unit, rule: syntax.Rule) -> Module:
 
 def declaration_mistakes(unit: Unit) -> Iterator[Diagnostic]:
     """Names declared twice, hidden built-ins, and laws or examples without a rule above them."""
+    circles: set[frozenset[int]] = set()
+    for rule in unit.rules.values():
+        for found, circle in applied_in_circle(rule, unit):
+            if circle not in circles:
+                circles.add(circle)
+                yield found
+    yield from _use_mistakes(unit)
     seen: dict[str, syntax.Rule | syntax.Fn] = {}
     about: syntax.Rule | None = None
     laws: dict[str, syntax.Law] = {}
@@ -120,6 +127,18 @@ def declaration_mistakes(unit: Unit) -> Iterator[Diagnostic]:
                             help="rename one of the two",
                         )
                     laws[d.name] = d
+
+
+def _use_mistakes(unit: Unit) -> Iterator[Diagnostic]:
+    """Files used twice, and rules of this file with the name of a used one."""
+    seen: dict[str, syntax.Name] = {}
+    for name in (n for d in unit.file.declarations if isinstance(d, syntax.Use) for n in d.names):
+        first, own = seen.setdefault(name.id.casefold(), name), unit.rules.get(name.id.casefold())
+        if first is not name:
+            yield Diagnostic("duplicate-name", f"`{name.id}` is used twice", name.span, labels=(Label(first.span, "first here"),), help="delete one of the two")
+        elif own is not None:
+            label = Label(own.name_span, "and declared here")
+            yield Diagnostic("duplicate-name", f"`{name.id}` is used from another file", name.span, labels=(label,), help="rename one of the two")
 
 
 def _parameter_mistakes(d: syntax.Rule | syntax.Fn, unit: Unit) -> Iterator[Diagnostic]:

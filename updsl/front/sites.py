@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from updsl.core.ops import REDUCTIONS
-from updsl.front import syntax
+from updsl.front import contents, syntax
 from updsl.front.unit import BOTH, BUILTIN_NAMES, FUNCTIONS, Unit
 
 _NAMED = REDUCTIONS | frozenset("largest gaussian uniform bernoulli".split())
@@ -25,6 +25,16 @@ class Sites:
         self.unit = unit
         self.parameters = {p.name for p in declaration.parameters}
         self.text = (declaration.about, declaration.body) if isinstance(declaration, syntax.Fn) else declaration.body
+
+    @cached_property
+    def has_clock(self) -> bool:
+        """Whether the steps of the declared rule may be undone or restarted, so that its `t` is its own."""
+        return any(isinstance(n, syntax.Skip) or (isinstance(n, syntax.Reset) and not n.names) for n, _ in _walk(self.text, True))
+
+    @cached_property
+    def writes_weights(self) -> bool:
+        """Whether applying the declared rule writes w."""
+        return isinstance(self.declaration, syntax.Rule) and contents.writes_weights(self.declaration, self.unit)
 
     def label(self, node: syntax.Node, kind: str) -> str:
         """The name of what this node makes; kind is "rule", "state", "watch", "value", or "flow" (what flows out of a stage)."""

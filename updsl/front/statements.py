@@ -147,16 +147,21 @@ def new_name(cx: Context, env: Env, name: str, span: Span) -> bool:
         )
         cx.error("shadowed-name", f"`{name}` is {what} already", span, labels=where, help=help_)
         return False
-    what = None
-    if name in instance(env).parameters:
-        what = "a parameter"
-    elif name in BUILTIN_NAMES or name in FUNCTIONS:
-        what = "a built-in name"
-    elif name in env.unit.fns or (name.casefold() in env.unit.rules and name not in BOTH):
-        what = "declared in this file"
-    if what:
-        cx.error("shadowed-name", f"`{name}` is {what}", span, help=f"choose another name, such as `{name}_`")
-    return what is None
+    declared = env.sites.declaration
+    parameter = next((p for p in declared.parameters if p.name == name), None)
+    rule = env.unit.rules.get(name.casefold()) if name not in BOTH else None
+    other = env.unit.fns.get(name) or rule
+    if name in BUILTIN_NAMES or name in FUNCTIONS:
+        what, where = "a built-in name", None
+    elif parameter is not None or name in instance(env).parameters:
+        what, where = "a parameter", parameter.span if parameter is not None else None
+    elif other is not None:
+        what, where = f"a {'rule' if other is rule else 'function'} of this file", other.name_span
+    else:
+        return True
+    labels = () if where is None else (Label(where, "declared here"),)
+    cx.error("shadowed-name", f"`{name}` is {what}", span, labels=labels, help=f"choose another name, such as `{name}_`")
+    return False
 
 
 # --- statements ------------------------------------------------------------------------------------------------------
@@ -260,7 +265,7 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
         return
     never = n in (0, -1)
     if start == -1 or (never and (s.start is None or start == 0)):
-        if cx.checking:
+        if cx.to_look_at(s):
             with cx.discarded(env):
                 block(cx, replace(env, guarded=True), s.body)
         return
@@ -308,6 +313,8 @@ def skip(cx: Context, env: Env, s: syntax.Skip, c: syntax.Expr) -> None:
         return
     if not value.type.boolean:
         cx.error("not-a-condition", "this is a number, where true or false is needed", c.span, help="compare it: `skip when norm(g) > 5`")
+    elif value.type.window:
+        cx.error("window-outside", "a window stands only under a reduction", c.span, help="reduce it: `any(x → history(9) > 5)`")
     elif value.type.samples:
         cx.error("samples-in-state", "a step is skipped for all samples or none", c.span, help="take `sample_mean(…)` first")
     else:
@@ -364,7 +371,7 @@ def match_arms(cx: Context, env: Env, s: syntax.Match) -> Value:
     env.it_read.used = True
     env.per_used.used = env.per_used.used or any(expressions.may_reduce(env, arm.body) for arm in s.arms)
     for arm in s.arms:
-        if arm is not taken and cx.checking:
+        if arm is not taken and cx.to_look_at(arm):
             with cx.discarded(env):
                 arm_value(cx, env, arm)
     if taken is None:

@@ -72,6 +72,13 @@ def initial(cx: Context, env: Env, item: syntax.StateItem) -> Value:
     """The value of a state's `init`, as of here."""
     for n in nodes(item.init):
         match n:
+            case syntax.Name(id=("t" | "batch") as name):
+                return cx.error(
+                    "state-init",
+                    f"the start of a state cannot read `{name}`: it is worked out before the first step",
+                    n.span,
+                    help="use a number, and `if t == 1 then … else …` in the update",
+                )
             case syntax.Name(id=("g" | "it") as name):
                 return cx.error(
                     "state-init",
@@ -259,6 +266,10 @@ def _condition(cx: Context, env: Env, s: syntax.Reset) -> Value | None:
     if s.condition is None:
         return None
     value = expressions.expression(cx, env, s.condition)
+    if value.type.samples:
+        return cx.error("samples-in-state", "a state is reset for all samples or none", s.condition.span, help="take `sample_mean(…)` first")
+    if value.type.window:
+        return cx.error("window-outside", "a window stands only under a reduction", s.condition.span, help="reduce it: `any(x → history(9) > 5)`")
     if not value.type.boolean and not value.poisoned:
         cx.error("not-a-condition", "this is a number, where true or false is needed", s.condition.span, help="compare it: `reset m when t > 9`")
     return cx.emit(env, f"{env.sites.label(s, 'value')}.when", value, s.span)

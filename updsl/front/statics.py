@@ -63,7 +63,7 @@ def number(e: syntax.Expr, known: Mapping[str, float | bool | str]) -> float | b
     """The value of a constant expression that is no text."""
     value = constant(e, known)
     if isinstance(value, str):
-        raise UpdslError(Diagnostic("text-as-number", "a text is no number", e.span, help="compare texts with `==`, `!=` or `~`"))
+        raise UpdslError(Diagnostic("text-as-number", "this is a text, where a number is needed", e.span, help="compare texts with `==`, `!=` or `~`"))
     return value
 
 

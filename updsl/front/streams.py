@@ -44,6 +44,8 @@ def draw(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
         )
     values = [expressions.expression(cx, env, given[n]) for n in names]
     env.it_read.used = True
+    if any(isinstance(v.static, str) for v in values):
+        return cx.error("text-as-number", f"`{e.callee}` takes numbers, and this is a text", e.span, help=f"write `{e.callee}({', '.join(names)})` of numbers")
     if each:
         where = each.value.id if isinstance(each.value, (syntax.Name,)) else getattr(each.value, "name", "")
         if where not in ("tensor", "all"):

@@ -11,7 +11,7 @@ from updsl.front import syntax
 from updsl.front.claims import law_mistakes, laws_of
 from updsl.front.contents import applied
 from updsl.front.context import NAME_CODES
-from updsl.front.elaborate import check_text
+from updsl.front.elaborate import check_text, fn_mistakes
 from updsl.front.files import open_unit
 from updsl.front.module import Module, declaration_mistakes, module_of
 from updsl.front.unit import Constant, Unit
@@ -40,6 +40,7 @@ def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
     yield from declared
     if declared:
         return
+    yield from fn_mistakes(unit)
     broken: set[int] = set()
     parts = {id(other) for rule in unit.rules.values() for _, other, home in applied(rule, unit) if home is unit}
     for rule in unit.rules.values():

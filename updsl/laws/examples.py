@@ -74,7 +74,11 @@ def _settings(module: Module, example: syntax.Example) -> tuple[dict[str, Consta
         elif s.name in module.parameters:
             if len(s.steps) != 1 or isinstance(s.steps[0], syntax.Array):
                 raise UpdslError(Diagnostic("example-shape", f"the parameter `{s.name}` has one value", s.span, help=f"write `{s.name} = 0.9`"))
-            parameters[s.name] = constant(s.steps[0], parameters)
+            value, default = constant(s.steps[0], parameters), module.parameters[s.name].default
+            if isinstance(value, str) != isinstance(default, str):
+                kind = "a text, such as `mean` in quotes" if isinstance(default, str) else "a number, such as `0.9`"
+                raise UpdslError(Diagnostic("wrong-kind", f"`{s.name}` is {kind}", s.span, help=f"write `example({s.name} = …): …`"))
+            parameters[s.name] = value
             check_bounds(module.parameters[s.name], parameters[s.name])
         else:
             help_ = did_you_mean(s.name, [*module.parameters, *module.inputs])
