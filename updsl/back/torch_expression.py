@@ -144,14 +144,12 @@ class Expressions(Writer):
 
     def templated(self, op: Op, codes: Sequence[Code], kind: Kind) -> tuple[str, bool]:
         """The op's template filled in, and whether it needs no brackets."""
-        template = op.torch
-        called = template.startswith("torch.")
         if op.name == "pow":
             x, y = codes
             if (y.kind == "literal" and y.value != 0) or (x.kind == "literal" and x.value != 1):
                 return self.call("torch.pow", x.text, y.text), True
-            x, y = (self.tensor(c, kind) for c in codes)
-            return self.call("runtime.power", x.text, y.text), True
+        template = op.torch or f"runtime.{op.name}({', '.join(f'{{{name}}}' for name in op.args)})"
+        called = template.startswith(("torch.", "runtime."))
         if op.name == "select":
             c, x, y = codes
             if x.kind == "literal" == y.kind:

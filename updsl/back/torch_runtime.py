@@ -21,9 +21,19 @@ def number(value: float | bool, dtype: torch.dtype, device: torch.device) -> Ten
     return torch.full((), value, dtype=dtype, device=device)
 
 
-def power(x: Tensor, y: Tensor) -> Tensor:
+def pow(x: Tensor, y: Tensor) -> Tensor:
     """x^y; NaN if an operand is, also NaN^0 and 1^NaN."""
     return torch.where(torch.isnan(x) | torch.isnan(y), math.nan, torch.pow(x, y))
+
+
+def mod(x: Tensor, y: Tensor) -> Tensor:
+    """The remainder of x / y with the sign of y; by steps, since torch's own is NaN where x / y overflows."""
+    dtype = x.dtype if x.ndim else y.dtype
+    r, y = x.to(torch.float64), y.to(torch.float64)
+    for multiple in (y * 2.0**700 * 2.0**700, y * 2.0**700):
+        r = torch.where(torch.isfinite(multiple), torch.fmod(r, multiple), r)
+    r = torch.fmod(r, y)
+    return torch.where((r != 0) & ((r < 0) != (y < 0)), r + y, r).to(dtype)
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from updsl.back import torch_reduce as reduce
 from updsl.back.torch_expression import Expressions
-from updsl.back.torch_names import Names
+from updsl.back.torch_names import Names, to_identifier
 from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan, Root
 from updsl.back.torch_writer import DTYPES, Arg, Code, Known, literal
 from updsl.core.diagnostic import printable
@@ -67,7 +67,7 @@ def generate(main: Plan, first: Plan, title: str) -> Generated:
     firsts = _functions(first, "first ", names)
     functions = _functions(main, "", names)
     texts = [f.text for f in (*firsts, *functions) if f is not None]
-    return Generated("\n\n".join([HEADER.format(title=printable(title)), *texts]), functions, firsts)
+    return Generated("\n\n".join([HEADER.format(title=title), *texts]), functions, firsts)
 
 
 def _functions(plan: Plan, what: str, names: Names) -> tuple[Function | None, ...]:
@@ -123,7 +123,7 @@ def _function(name: str, piece: Piece, program: Program, known: dict[tuple[int |
         if c.count:
             give("value count", label, c.count)
     where = f"class {piece.owner}, phase {piece.level}" if local else f"once for {'each group' if piece.owner.name == 'group' else 'all'}"  # type: ignore[union-attr]
-    return Function(name, local, _text(writer, name, f"{where} of {program.name}", results), tuple(writer.args), tuple(gives))
+    return Function(name, local, _text(writer, name, f"{where} of {to_identifier(program.name)}", results), tuple(writer.args), tuple(gives))
 
 
 class _View(Mapping[str, Known]):
@@ -215,7 +215,7 @@ def _text(writer: Expressions, name: str, doc: str, results: list[str]) -> str:
     result = f"return ({', '.join(results)}{',' if len(results) == 1 else ''})"
     given = ", ".join(writer.args.values())
     drops = _with_drops(body, result, writer.full)
-    return "\n".join([f"def {name}({given}):", f'    """{printable(doc)}"""', *(f"    {line}" for line in drops), f"    {result}"]) + "\n"
+    return "\n".join([f"def {name}({given}):", f'    """{doc}"""', *(f"    {line}" for line in drops), f"    {result}"]) + "\n"
 
 
 def _with_drops(body: list[str], result: str, full: set[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 `reference` is the meaning, in NumPy float64: elementwise ops take broadcast arrays; reductions reduce the *last* axis, which holds the cells;
 selections keep it; matrix functions take one matrix (two axes); random draws take the words of rng.py before their operands.
-`torch` is a template over tensors that holds the same meaning; where an op needs more than an expression, its name in back/torch_runtime.py is called instead.
+`torch` is a template over tensors that holds the same meaning; where an op needs more than an expression, it is "" and the function of its name in back/torch_runtime.py is called.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _ROWS = [
     _elementwise("sub", "x y", "x minus y", np.subtract, "{x} - {y}", text="{x} - {y}"),
     _elementwise("mul", "x y", "x times y", np.multiply, "{x} * {y}", text="{x} * {y}", units="product"),
     _elementwise("div", "x y", "x over y, as IEEE 754 has it at 0", numeric.divide, "{x} / {y}", text="{x} / {y}", units="quotient"),
-    _elementwise("pow", "x y", "x to the power y", numeric.power, "torch.pow({x}, {y})", text="{x} ^ {y}", units="power"),
+    _elementwise("pow", "x y", "x to the power y", numeric.power, "", text="{x} ^ {y}", units="power"),
     _elementwise("minimum", "x y", "the smaller; NaN if one is", np.minimum, "torch.minimum({x}, {y})", text="min({x}, {y})"),
     _elementwise("maximum", "x y", "the larger; NaN if one is", np.maximum, "torch.maximum({x}, {y})", text="max({x}, {y})"),
     _elementwise("clamp", "x lo hi", "x held between lo and hi; hi where lo > hi", lambda x, lo, hi: np.minimum(np.maximum(x, lo), hi),
                  "torch.minimum(torch.maximum({x}, {lo}), {hi})"),
-    _elementwise("mod", "x y", "remainder with the sign of y", numeric.mod, "torch.remainder({x}, {y})"),
+    _elementwise("mod", "x y", "remainder with the sign of y", numeric.mod, ""),
     # --- comparison and choice ---
     _elementwise("lt", "x y", "x < y", np.less, "{x} < {y}", text="{x} < {y}", boolean=True, units="equal-none"),
     _elementwise("le", "x y", "x ≤ y", np.less_equal, "{x} <= {y}", text="{x} <= {y}", boolean=True, units="equal-none"),
