@@ -308,6 +308,21 @@ def test_a_state_is_a_tree_of_tensors() -> None:
     assert torch.equal(rule.update(g, again)[0]["x"], rule.update(g, state)[0]["x"])
 
 
+def test_update_runs_under_vmap() -> None:
+    rule, made = updsl.parse("ema(0.9) → clip norm > 1 per all"), torch.Generator().manual_seed(0)
+    shapes = {"x": torch.zeros(3), "y": torch.zeros(3), "m": torch.zeros(2, 3)}
+    start = rule.init(shapes)
+    grads = [{n: torch.randn(5, *z.shape, generator=made) for n, z in shapes.items()} for _ in range(2)]
+    out, state = torch.func.vmap(lambda g: rule.update(g, start)[:2])(grads[0])
+    out, state = torch.func.vmap(lambda g, s: rule.update(g, s)[:2])(grads[1], state)
+    assert state.run == 2
+    for i in range(5):
+        _, one, *_ = rule.update({n: g[i] for n, g in grads[0].items()}, start)
+        alone, *_ = rule.update({n: g[i] for n, g in grads[1].items()}, one)
+        for name, x in alone.items():
+            torch.testing.assert_close(out[name][i], x)
+
+
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 INPUTS = """rule r:

@@ -268,6 +268,13 @@ def test_names_come_from_a_module_pairs_or_the_groups() -> None:
         updsl.attach(torch.optim.SGD(module.parameters(), lr=1.0), rule, names=[("bias", module.bias)])
 
 
+def test_a_local_that_is_called_like_a_rule_of_names_reads_none() -> None:
+    (p,), o = sgd([3.0, 4.0])
+    updsl.attach(o, updsl.parse("rule r:\n    scale = 1 / norm(g)\n    return scale*g\n"))
+    o.step()
+    assert p.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
 def test_inputs_are_of_the_next_step() -> None:
     (p,), o = sgd([1.0])
     handle = updsl.attach(o, updsl.parse("rule r:\n    input loss per all, h\n    return g*loss + h\n"))

@@ -94,10 +94,18 @@ class Call:
         return {name: stack[k].reshape(shape) for k, name in enumerate(self.names)}
 
 
+def memory_of(x: Tensor) -> int:
+    """Where the memory of an array begins. Under `torch.func.vmap` there is none to be seen: then each array is by itself."""
+    try:
+        return x.untyped_storage().data_ptr()
+    except NotImplementedError:
+        return id(x)
+
+
 def even_step(arrays: Sequence[Tensor]) -> int:
     """The distance, in entries, at which arrays of one shape follow one another in one buffer; 0 if they do not, or are not dense row-major."""
     first = arrays[0]
-    storage = first.untyped_storage().data_ptr()
+    memory = memory_of(first)
     step = arrays[1].storage_offset() - first.storage_offset()
     if step <= 0:
         return 0
@@ -106,7 +114,7 @@ def even_step(arrays: Sequence[Tensor]) -> int:
             a.dtype != first.dtype
             or a.shape != first.shape
             or not a.is_contiguous()
-            or a.untyped_storage().data_ptr() != storage
+            or memory_of(a) != memory
             or a.storage_offset() != first.storage_offset() + i * step
         ):
             return 0
@@ -126,7 +134,7 @@ def even_runs(streams: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> 
 
 
 def _goes_on(before: Sequence[Tensor], x: Tensor) -> bool:
-    return before[0].untyped_storage().data_ptr() == x.untyped_storage().data_ptr() and even_step([*before, x]) > 0
+    return memory_of(before[0]) == memory_of(x) and even_step([*before, x]) > 0
 
 
 def sizes_of(tensor: frame.Tensor, matrices: Mapping[str, Tensor]) -> dict[str, int]:

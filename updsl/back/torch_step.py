@@ -9,7 +9,7 @@ from torch import Tensor
 
 from updsl.back import torch_runtime as runtime
 from updsl.back.torch_given import Code, Given, Parts
-from updsl.back.torch_layout import GRID, Call, even_runs, sizes_of
+from updsl.back.torch_layout import GRID, Call, even_runs, memory_of, sizes_of
 from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan, cells_of
 from updsl.back.torch_source import Function
 from updsl.core import frame
@@ -258,24 +258,20 @@ class _Owned:
         self.taken: set[int] = set()
         self.states: set[int] = set()
         for xs in (given.frame.g, given.frame.w, *given.frame.inputs.values()):
-            self.taken |= {_storage(x) for x in xs.values() if isinstance(x, Tensor)}
+            self.taken |= {memory_of(x) for x in xs.values() if isinstance(x, Tensor)}
         for cells in given.state.values.values():
             for x in cells.values():
-                self.states |= {_storage(y) for y in (x if isinstance(x, tuple) else (x,))}
+                self.states |= {memory_of(y) for y in (x if isinstance(x, tuple) else (x,))}
 
     def apart(self, x: Tensor) -> Tensor:
         """x, dense, in memory that nothing else of the step has."""
         x = x.contiguous()
-        if _storage(x) in self.taken or _storage(x) in self.states:
+        if memory_of(x) in self.taken or memory_of(x) in self.states:
             x = x.clone()
-        self.taken.add(_storage(x))
+        self.taken.add(memory_of(x))
         return x
 
     def kept(self, x: Tensor) -> Tensor:
         """x, dense, in memory that no input and no other result than states has."""
         x = x.contiguous()
-        return x.clone() if _storage(x) in self.taken else x
-
-
-def _storage(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
+        return x.clone() if memory_of(x) in self.taken else x
