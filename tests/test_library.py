@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import examples
 import numpy as np
 import pytest
 from reference import Run
@@ -20,6 +19,8 @@ from reference.stages import stages
 
 import updsl
 from updsl.front import syntax
+from updsl.front.claims import laws_of
+from updsl.laws.examples import run
 
 RULES = sorted(updsl.library())
 FOLDER = Path(__file__).parent.parent / "rules"
@@ -191,12 +192,12 @@ def run_of(rule: updsl.Rule) -> Run:
     return Run(stream, weights(), LR, inputs)
 
 
-def interpreted(rule: updsl.Rule, run: Run):
+def interpreted(rule: updsl.Rule, given: Run):
     """What the interpreter gives on a run: the weights after each step if the rule writes them, else its result; the weights of a direction then move by
     lr times it."""
-    state, w, lr = rule.interpret.init(run.w), run.w, 0 if rule.name in STILL else run.lr
-    for t, g in enumerate(run.stream):
-        out, state, new, _ = rule.interpret.update(g, state, w, lr=run.lr, **{n: x[t] for n, x in run.inputs.items()})
+    state, w, lr = rule.interpret.init(given.w), given.w, 0 if rule.name in STILL else given.lr
+    for t, g in enumerate(given.stream):
+        out, state, new, _ = rule.interpret.update(g, state, w, lr=given.lr, **{n: x[t] for n, x in given.inputs.items()})
         w = new if new is not None else {n: w[n] - lr * out[n] for n in w}
         yield w if new is not None else out
 
@@ -210,8 +211,8 @@ def cases():
 @pytest.mark.parametrize("name, statement, hyper", list(cases()))
 def test_equals_the_mathematics(name, statement, hyper, record_property):
     rule = updsl.load(name, **hyper)
-    run, worst = run_of(rule), 0.0
-    for t, (found, expected) in enumerate(zip(interpreted(rule, run), statement(run, **hyper), strict=True)):
+    given, worst = run_of(rule), 0.0
+    for t, (found, expected) in enumerate(zip(interpreted(rule, given), statement(given, **hyper), strict=True)):
         for n in expected:
             scale = np.max(np.abs(expected[n])) or 1.0
             error = np.max(np.abs(found[n] - expected[n])) / scale
@@ -230,10 +231,10 @@ def test_every_rule_is_compared():
 @pytest.mark.parametrize("name", RULES)
 def test_examples(name):
     rule = updsl.load(name)
-    found = list(examples.examples(rule.module.unit.file.declarations, rule.name))
+    found = [e for about, e in laws_of(rule.module.unit) if about is rule.module.rule and isinstance(e, syntax.Example)]
     assert found or rule.inputs, "a rule without inputs has an example"
     for example in found:
-        for got, expected in zip(*examples.run(rule, example), strict=True):
+        for got, expected in zip(*run(rule.module, example), strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -241,15 +242,11 @@ def test_examples(name):
 def test_form(name):
     """A short first line, a citation where there is a paper, two laws, at most 30 lines a rule."""
     rule = updsl.load(name)
-    declarations = rule.module.unit.file.declarations
-    laws, about = [], ""
-    for d in declarations:
-        about = d.name if isinstance(d, syntax.Rule) else about
-        if isinstance(d, syntax.Law) and about == rule.name:
-            laws.append(d)
+    for d in rule.module.unit.file.declarations:
         if isinstance(d, syntax.Rule):
             assert len(d.span.text.rstrip().splitlines()) <= 30
-    first, *rest = rule.doc.splitlines()
+    laws = [law for about, law in laws_of(rule.module.unit) if about is rule.module.rule and isinstance(law, syntax.Law)]
+    first = rule.doc.splitlines()[0]
     assert len(laws) >= 2
     assert 10 < len(first) <= 105 and first.endswith(".")
     if FOLDER.joinpath("stages", f"{name}.upd").exists():
