@@ -24,7 +24,8 @@ class Sites:
         self.declaration = declaration
         self.unit = unit
         self.parameters = {p.name for p in declaration.parameters}
-        self.text = (declaration.about, declaration.body) if isinstance(declaration, syntax.Fn) else declaration.body
+        defaults = tuple(p.default for p in declaration.parameters)
+        self.text = (*defaults, declaration.about, declaration.body) if isinstance(declaration, syntax.Fn) else declaration.body
 
     @cached_property
     def has_clock(self) -> bool:
