@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from updsl import __version__
-from updsl.core.diagnostic import Diagnostic, InternalError, UpdslError, render, render_all, to_github, to_json
+from updsl.core.diagnostic import Diagnostic, InternalError, UpdslError, printable, render, render_all, to_github, to_json
 
 FOUND, USAGE, INTERNAL, INTERRUPTED = 1, 2, 3, 130
 """Exit codes, 0 apart: mistakes in a rule; a command or file that makes no sense; a mistake of ours; Ctrl-C."""
@@ -212,18 +212,25 @@ def list_(output: str) -> None:
 
 @cli.command()
 @click.argument("rule", metavar="RULE")
-@click.option("--after", type=click.Choice(["text", "syntax", "program"]), help="What the rule is after that stage; without it, program.")
+@click.option("--after", type=click.Choice(["text", "syntax", "program"]), help="What the rule is after that stage.")
 @click.option("--source", metavar="BACKEND", help="The code that this backend generates.")
+@click.option("--latex", "as_latex", is_flag=True, help="The rule in the literature's notation, as an `aligned` block.")
 @TENSORS
 @OUTPUT
-def show(rule: str, after: str | None, source: str | None, tensors: tuple[str, ...], output: str) -> None:
-    """A rule on its way from text to code."""
+def show(rule: str, after: str | None, source: str | None, as_latex: bool, tensors: tuple[str, ...], output: str) -> None:
+    """A rule's text, or the rule on its way from text to code, or as LaTeX."""
+    if (after is not None) + (source is not None) + as_latex > 1:
+        raise click.UsageError("--after, --source and --latex exclude each other")
+    module, found = _load(rule), _tensors(tensors)
+    if after is None and source is None:
+        from updsl.front.latex import to_latex
+
+        text = to_latex(module) if as_latex else module.text
+        say_json({module.name: text}) if output == "json" else say("\n".join(map(printable, text.rstrip().split("\n"))))
+        return
     from updsl.explanation import stage, written
 
-    if after is not None and source is not None:
-        raise click.UsageError("--after and --source exclude each other")
-    module, found = _load(rule), _tensors(tensors)
-    texts = stage(module, after or "program", found) if source is None else written(module, source, found)
+    texts = written(module, source, found) if source is not None else stage(module, after or "text", found)
     say_json(texts) if output == "json" else say("\n\n".join(f"# {name}\n{text.rstrip()}" for name, text in texts.items()))
 
 
@@ -240,12 +247,17 @@ law odd: rule(-g) == -rule(g)
 @click.option("--like", metavar="RULE", help="Start from this rule of the library, or this file.")
 def new(name: str, like: str | None) -> None:
     """Write NAME.upd, a rule to start from. It overwrites nothing."""
+    from updsl.front.companions import started_like
     from updsl.front.files import SUFFIX
+    from updsl.front.unit import FUNCTIONS
 
     path = Path(name if name.endswith(SUFFIX) else name + SUFFIX)
     if not path.stem.isidentifier():
         raise click.UsageError(f"a rule cannot be called {path.stem!r}: a name is letters, digits and `_`")
-    text = START.format(name=path.stem) if like is None else _renamed(like, path.stem)
+    if path.stem in FUNCTIONS:
+        raise click.UsageError(f"a rule cannot be called `{path.stem}`: that is a function")
+    text = START.format(name=path.stem) if like is None else started_like(_load(like), path.stem)
+    _refuse_unfit(path.stem, text)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -256,13 +268,20 @@ def new(name: str, like: str | None) -> None:
     say(f"{path}: written; next: updsl check {path}")
 
 
-def _renamed(like: str, name: str) -> str:
-    """The text of a rule, called otherwise."""
-    module = _load(like)
-    span = module.rule.name_span
-    if span.start == span.end:
-        return module.text
-    return module.text[: span.start] + name + module.text[span.end :]
+def _refuse_unfit(name: str, text: str) -> None:
+    """Raises UsageError if a rule of this name, with this text, would not check: the name is reserved, built in, or used in the text for something else."""
+    from updsl.core.source import Source
+    from updsl.front.files import library
+    from updsl.front.unit import load_unit
+    from updsl.laws.check import unit_mistakes
+
+    try:
+        found = list(unit_mistakes(load_unit(Source(f"{name}.upd", text), name, library().find)))
+    except UpdslError as error:
+        found = error.diagnostics
+    mistake = next((d for d in found if d.severity == "error"), None)
+    if mistake is not None:
+        raise click.UsageError(f"a rule like this cannot be called `{name}`: {mistake.message}")
 
 
 @cli.command()
