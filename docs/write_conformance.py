@@ -22,8 +22,8 @@ HEAD = """# Conformance
 
 Written by `docs/write_conformance.py` from the results of `tests/test_golden.py` and `tests/test_library.py`; do not edit by hand.
 
-An error is the largest difference over all steps, relative to the largest entry of the tensor at that step; gradients and states are float64. A blank means that the results did not
-have that test.
+An error is the largest difference over all steps, relative to the largest entry of the tensor at that step; gradients and states are float64.
+A blank means that the results did not have that test.
 
 ## Golden files
 
@@ -35,8 +35,8 @@ The numbers of the official code named in the file (tests/data/golden), and of t
 LIBRARY = """
 ## The mathematics
 
-Each rule against an independent statement in NumPy (tests/reference; torch.optim 2.13 itself where it has the method), in the interpreter, at several settings, over streams with spikes, ties, zero tensors and silent first
-steps. The bound is 1e-9.
+Each rule against an independent statement in NumPy (tests/reference; torch.optim 2.13 itself where it has the method), in the interpreter, at
+several settings, over streams with spikes, ties, zero tensors and silent first steps. The bound is 1e-9.
 
 | rule | settings | error |
 |---|---|---|

@@ -17,8 +17,10 @@ BACKENDS = ("interpret", "torch", "inductor")
 
 @dataclass(frozen=True)
 class Case:
-    """A golden file and what equals it. compare: kinds of its arrays: "out" (the gradient after the rule; "clip" too, after a part of it), "w" (the weights
-    after each step; where the rule does not write them, w - lr·out). inputs: rule input → kind of the file's array. left_out: tensors that the rule treats differently, with the reason in
+    """A golden file and what equals it.
+
+    compare: kinds of its arrays: "out" (the gradient after the rule; "clip" too, after a part of it), "w" (the weights after each step; where the rule does
+    not write them, w - lr·out). inputs: rule input → kind of the file's array. left_out: tensors that the rule treats differently, with the reason in
     docs/language-limits.md. gradient: the kind of the array that is the rule's gradient."""
 
     file: str
@@ -60,8 +62,14 @@ CASES = (
     Case("spam-gap25", "spam", ("w",), {"warmup": 8, "threshold": 50, "gap": 25, "accumulate": 5}, lr=0.01),
     Case("spam-gap25", "spam_clip", ("out",), {"threshold": 50, "gap": 25, "accumulate": 5}),
     Case("swan-centered", "swan_centered", ("w",), lr=0.01),
-    Case("dbmtl-beta0", "balance", ("out",), {"beta": 0, "sigma": 0}, gradient="task0",
-         inputs={"task0": "task0", "task1": "task1", "task2": "task2", "loss0": "loss[0]", "loss1": "loss[1]", "loss2": "loss[2]"}),
+    Case(
+        "dbmtl-beta0",
+        "balance",
+        ("out",),
+        {"beta": 0, "sigma": 0},
+        gradient="task0",
+        inputs={"task0": "task0", "task1": "task1", "task2": "task2", "loss0": "loss[0]", "loss1": "loss[1]", "loss2": "loss[2]"},
+    ),
     Case("odice", "orthogonal_gradient", ("out",), inputs={"backward": "g2", "linear": "lin"}),
     Case("adagrad", "adagrad", ("w",), {"lr_decay": 0.01, "initial": 0.1, "weight_decay": 0.01}, lr=0.1),
     Case("lamb-timm", "lamb", ("w",), lr=0.01),
@@ -78,7 +86,8 @@ CASES = (
 def load(file: str) -> tuple[dict, dict[str, np.ndarray]]:
     """(meta, arrays) of a golden file."""
     spec = importlib.util.spec_from_file_location("golden_load", FOLDER / "load.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.load(file, FOLDER)

@@ -1,5 +1,5 @@
-"""guard: one NaN, one inf, or one zero gradient leaves no trace: the next spike is clipped as if nothing had happened, and no tensor stays frozen. Without guard
-the rules do what the official codes do."""
+"""guard: one NaN, one inf, or one zero gradient leaves no trace: the next spike is clipped as if nothing had happened, and no tensor stays frozen.
+Without guard the rules do what the official codes do."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def test_leaves_no_trace(name, kind, at):
             assert 0.4 * healthy <= size <= 2.5 * healthy, f"step {t}, tensor {n}: {size:.3g}, without the bad step {healthy:.3g}"
 
 
-@pytest.mark.parametrize("name", ["autoclip", "zclip", "spam_clip", "spam", "stable_spam_paper", "adaclip", "adagn", "growth_limit", "apollo_with", "fira_with"])
+@pytest.mark.parametrize(
+    "name", ["autoclip", "zclip", "spam_clip", "spam", "stable_spam_paper", "adaclip", "adagn", "growth_limit", "apollo_with", "fira_with"]
+)
 def test_a_nan_changes_nothing_at_all(name):
     """After it, the run is the run without it, to the last digits."""
     clean = stream()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reference import Run
-from reference.clipping import clipping
+from reference.clipping import QUEST, best_step, clipping
 from reference.normalizing import normalizing
 from reference.optimizers import optimizers
 from reference.private import private
@@ -54,12 +54,21 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "agc": [{}, {"factor": 0.5}, {"factor": 0.1, "eps": 1}],
     "autoclip": [{}, {"p": 0.5}, {"p": 0.9, "window": 5}],
     "zclip": [
-        {}, {"warmup": 5, "max_norm": OFF}, {"warmup": 5, "max_norm": 8, "z_thresh": 1, "factor": 0.7}, {"warmup": 5, "max_norm": OFF, "option": "mean", "z_thresh": 1},
-        {"warmup": 5, "max_norm": OFF, "mode": "percentile"}, {"warmup": 1, "max_norm": OFF, "mode": "percentile", "z_thresh": 1, "skip_update": True, "alpha": 0.8},
+        {},
+        {"warmup": 5, "max_norm": OFF},
+        {"warmup": 5, "max_norm": 8, "z_thresh": 1, "factor": 0.7},
+        {"warmup": 5, "max_norm": OFF, "option": "mean", "z_thresh": 1},
+        {"warmup": 5, "max_norm": OFF, "mode": "percentile"},
+        {"warmup": 1, "max_norm": OFF, "mode": "percentile", "z_thresh": 1, "skip_update": True, "alpha": 0.8},
     ],
     "adagc": [{"warmup": 5}, {"warmup": 0, "beta": 0.9}, {"warmup": 12, "ratio": 1.2, "max_norm": 4}, {}],
     "adagc_global": [{"warmup": 5}, {"warmup": 0, "beta": 0.9}, {"warmup": 12, "ratio": 1.2, "max_norm": 4}, {}],
-    "spam_clip": [{}, {"threshold": 20, "accumulate": 3, "gap": 10}, {"threshold": 5, "beta2": 0.9, "accumulate": 1, "gap": 7}, {"threshold": 5, "accumulate": 2, "guard": False}],
+    "spam_clip": [
+        {},
+        {"threshold": 20, "accumulate": 3, "gap": 10},
+        {"threshold": 5, "beta2": 0.9, "accumulate": 1, "gap": 7},
+        {"threshold": 5, "accumulate": 2, "guard": False},
+    ],
     "adaclip": [{}, {"gamma": 0.5}, {"gamma": 0.9}],
     "adagn": [{}, {"gamma1": 0.5, "gamma2": 0.5}, {"eps": 0.1}],
     "layer_clip": [{}, {"weights": "dim"}, {"max_norm": 5}],
@@ -86,15 +95,27 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "lion": [{}, {"beta1": 0.5, "weight_decay": 0.1}, {"beta2": 0.5}],
     "signum": [{}, {"beta": 0.5}, {"beta": 0}],
     "lamb": [{}, {"weight_decay": 0.1, "max_norm": OFF}, {"weight_decay": 0.1, "cap": 1}, {"weight_decay": 0}],
-    "lars": [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "larc": True, "trust": 0.1}, {"weight_decay": 0.01, "nesterov": True}, {"momentum": 0, "weight_decay": 0.1}],
+    "lars": [
+        {},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.1, "larc": True, "trust": 0.1},
+        {"weight_decay": 0.01, "nesterov": True},
+        {"momentum": 0, "weight_decay": 0.1},
+    ],
     "muon": [{}, {"nesterov": False, "weight_decay": 0.1}, {"beta": 0.5, "steps": 2}],
     "adamp": [{"weight_decay": 0.1}, {"delta": 1.2, "nesterov": True, "weight_decay": 0.1}, {"delta": 0.7, "wd_ratio": 0.5, "weight_decay": 0.1}],
-    "sgdp": [{"momentum": 0.9, "weight_decay": 0.1}, {"momentum": 0.9, "delta": 1.2, "nesterov": True}, {"momentum": 0.5, "delta": 0.7, "dampening": 0.2, "weight_decay": 0.1}],
+    "sgdp": [
+        {"momentum": 0.9, "weight_decay": 0.1},
+        {"momentum": 0.9, "delta": 1.2, "nesterov": True},
+        {"momentum": 0.5, "delta": 0.7, "dampening": 0.2, "weight_decay": 0.1},
+    ],
     "diffgrad": [{}, {"weight_decay": 0.1}, {"beta1": 0.5, "beta2": 0.9, "eps": 0.1}],
     "adagrad_norm": [{}, {"initial": 1}, {"initial": 10}],
     "adagrad_norm_rows": [{}, {"initial": 1}, {"eps": 0.1}],
     "spam": [
-        {}, {"warmup": 4, "threshold": 50, "gap": 10, "accumulate": 3, "weight_decay": 0.1}, {"threshold": 5, "beta2": 0.9, "accumulate": 2, "guard": False},
+        {},
+        {"warmup": 4, "threshold": 50, "gap": 10, "accumulate": 3, "weight_decay": 0.1},
+        {"threshold": 5, "beta2": 0.9, "accumulate": 2, "guard": False},
         {"threshold": 5, "gap": 9, "accumulate": 2},
     ],
     "stable_spam": [{}, {"gap": 10, "weight_decay": 0.1}, {"gap": 7, "total": 30, "gamma3": 0.9}, {"gap": OFF, "gamma1": 0.5, "gamma2": 0.5}],
@@ -248,7 +269,14 @@ def test_form(name):
     laws = [law for about, law in laws_of(rule.module.unit) if about is rule.module.rule and isinstance(law, syntax.Law)]
     first = rule.doc.splitlines()[0]
     assert len(laws) >= 2
-    assert 10 < len(first) <= 105 and first.endswith(".")
+    assert 10 < len(first) <= 105
+    assert first.endswith(".")
     if FOLDER.joinpath("stages", f"{name}.upd").exists():
         return
     assert any(mark in rule.doc for mark in ("arXiv:", "doi:", "https://", "torch.nn", "Coursera", "JMLR")), "no citation"
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_the_steps_of_quest_are_the_best(bits):
+    """The range that errs least on normal entries, by numerical integration."""
+    assert best_step(bits) == pytest.approx(QUEST[bits], abs=1e-3)

@@ -1,7 +1,7 @@
 """The library's maths in NumPy, written from the papers and the official codes, not from the rule files.
 
-A reference is a generator: it is handed the streams of a run and its hyper-parameters, and yields {tensor: array} for each step: what the rule returns, or, for a rule that
-writes the weights, the weights after the step. `single` makes one of a statement about one tensor alone.
+A reference is a generator: it is handed the streams of a run and its hyper-parameters, and yields {tensor: array} for each step: what the rule
+returns, or, for a rule that writes the weights, the weights after the step. `single` makes one of a statement about one tensor alone.
 """
 
 from __future__ import annotations

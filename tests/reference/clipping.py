@@ -54,7 +54,9 @@ def autoclip(run: Run, p=0.1, window=10000, eps=1e-6, guard=True):
 
 
 @rule
-def zclip(run: Run, alpha=0.97, z_thresh=2.5, max_norm=1, eps=1e-6, warmup=25, mode="zscore", option="adaptive_scaling", factor=1, skip_update=False, guard=True):
+def zclip(
+    run: Run, alpha=0.97, z_thresh=2.5, max_norm=1, eps=1e-6, warmup=25, mode="zscore", option="adaptive_scaling", factor=1, skip_update=False, guard=True
+):
     early: list[float] = []
     mean = var = None
     for g in run.stream:

@@ -112,8 +112,6 @@ def lamb(run: Run, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.01, max_norm
         yield w
 
 
-
-
 @tensor_rule
 def lars(stream, w, lr, momentum=0.9, trust=0.001, weight_decay=0, eps=1e-8, larc=False, nesterov=False):
     buffer = None
@@ -221,7 +219,9 @@ def spam(stream, w, lr, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0, warmup
 
 
 @tensor_rule
-def stable_spam(stream, w, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0, gamma1=0.7, gamma2=0.9, gamma3=0.999, total=np.inf, eta_min=0.5, gap=1000, guard=True):
+def stable_spam(
+    stream, w, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0, gamma1=0.7, gamma2=0.9, gamma3=0.999, total=np.inf, eta_min=0.5, gap=1000, guard=True
+):
     m, v, c, top, p, q = np.zeros_like(w), np.zeros_like(w), 0, 0.0, 0.0, 0.0
     for t, g in enumerate(stream, 1):
         rho = 1 if total == np.inf else eta_min + (1 - eta_min) * (1 + np.cos(np.pi * t / (total + 1))) / 2

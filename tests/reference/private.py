@@ -95,11 +95,16 @@ def held(x: Tensors, bound: float) -> float:
     return bound / n if n > bound else 1.0
 
 
+def averaged(batch: Tensors, bound: float) -> Tensors:
+    """The mean of the samples, each held to a norm of `bound`."""
+    return {k: x / size(batch) for k, x in summed(batch, lambda s: held(s, bound)).items()}
+
+
 @rule
 def dicesgd_paper_with(run: Run, c1=1, c2=1, noise=1):
     e = {k: np.zeros_like(x) for k, x in run.w.items()}
     for batch, z in steps(run, "samples", "draw"):
-        clipped = summed(batch, lambda s: held(s, c1) / size(batch))
+        clipped = averaged(batch, c1)
         v = {k: clipped[k] + held(e, c2) * e[k] for k in z}
         e = {k: e[k] + batch[k].mean(0) - v[k] for k in z}
         yield {k: v[k] + noise * z[k] for k in z}
@@ -111,11 +116,11 @@ def diff2_with(run: Run, c1=1, c2=1, noise1=1, noise2=1, gap=15):
     w, before, v = dict(run.w), {}, {}
     for t, (batch, old, z) in enumerate(steps(run, "samples", "samples_before", "draw")):
         if t % gap == 0:
-            fresh = summed(batch, lambda s: held(s, c1) / size(batch))
+            fresh = averaged(batch, c1)
             v = {k: fresh[k] + noise1 * z[k] for k in z}
         else:
             moved = norm_all({k: w[k] - before[k] for k in z})
-            change = summed({k: batch[k] - old[k] for k in z}, lambda s: held(s, c2 * moved) / size(batch))
+            change = averaged({k: batch[k] - old[k] for k in z}, c2 * moved)
             v = {k: v[k] + change[k] + noise2 * moved * z[k] for k in z}
         yield v
         before, w = w, {k: w[k] - run.lr * v[k] for k in z}

@@ -102,9 +102,9 @@ def conda(stream, projections, w, lr, beta1=0.9, beta2=0.999, eps=1e-8, gap=2000
         m = beta1 * m + (1 - beta1) * g
         if (t - 1) % gap == 0:
             u, _, vt = np.linalg.svd(m, full_matrices=False)
-        turn, back = ((lambda x: x @ vt.T), (lambda x: x @ vt)) if w.shape[0] >= w.shape[1] else ((lambda x: u.T @ x), (lambda x: u @ x))
-        v = beta2 * v + (1 - beta2) * turn(g) ** 2
-        yield scale * np.sqrt(1 - beta2**t) / (1 - beta1**t) * back(turn(m) / (np.sqrt(v) + eps))
+            p = vt if w.shape[0] >= w.shape[1] else u
+        v = beta2 * v + (1 - beta2) * down(g, p) ** 2
+        yield scale * np.sqrt(1 - beta2**t) / (1 - beta1**t) * up(down(m, p) / (np.sqrt(v) + eps), p, w.shape)
 
 
 @tensors
