@@ -10,8 +10,9 @@ from types import CodeType
 import torch
 from torch import Tensor
 
+from updsl.back.torch_body import blocks_due
 from updsl.back.torch_names import to_identifier
-from updsl.back.torch_plan import blocks_due, first_plan, plan
+from updsl.back.torch_plan import first_plan, plan
 from updsl.back.torch_source import Function, generate
 from updsl.back.torch_step import take_step
 from updsl.core import frame

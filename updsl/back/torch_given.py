@@ -111,7 +111,7 @@ class Given:
                 given = [torch.as_tensor(f.inputs[a.name][n], dtype=call.real, device=call.device) for n in names]
                 return call.stacked(given, type_of(a))
             case "t":
-                return torch.tensor([[[self.state.t.get(n, 0) + 1]] for n in names], dtype=torch.float64).to(call.device)
+                return counts([self.state.t.get(n, 0) for n in names], call.device).add(1).reshape(-1, 1, 1)
             case "attribute":
                 return torch.full((len(names), 1, 1), attribute(a.name, call), dtype=torch.float64, device=call.device)
             case "normal" | "uniform":
@@ -230,3 +230,10 @@ def attribute(name: str, call: Call) -> float:
             return float(call.shape[int(name[4:-1])])
         case _:
             raise InternalError(f"a program reads `{name}`, which is not built in")
+
+
+def counts(values: Sequence[int | Tensor], device: torch.device) -> Tensor:
+    """Numbers, some of which may be on the device already, as one float64 tensor; nothing waits for the device."""
+    if any(isinstance(x, Tensor) for x in values):
+        return torch.stack([torch.as_tensor(x, dtype=torch.float64, device=device) for x in values])
+    return torch.tensor(values, dtype=torch.float64).to(device)

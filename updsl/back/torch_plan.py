@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeGuard
 
-from updsl.core.ir import Apply, Binding, Every, Expr, Program, Reduce, Ref, Statement, Type, is_joint, is_shared, rewrite, walk
+from updsl.back.torch_body import Root, flatten, needed, once, values_read
+from updsl.core.ir import Apply, Binding, Expr, Program, Reduce, Ref, Type, is_joint, is_shared, rewrite, walk
 from updsl.core.ops import OPS
 from updsl.core.schedule import Local, Shared, Step, merge
 from updsl.core.scope import GROUP, Scope
@@ -21,16 +22,6 @@ BY_ORDER = ("median", "quantile")
 
 Owner: TypeAlias = int | Scope
 """Whose piece it is: a class of tensors, each group (GROUP), or the whole model (ALL)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Root:
-    """What leaves the step: role "state", "watch", "out" or "weight"; name of the state or label of the watch; type that it is spread to."""
-
-    role: str
-    name: str
-    expr: Expr
-    type: Type | None = None
 
 
 @dataclass(frozen=True)
@@ -85,50 +76,6 @@ def cells_of(e: Reduce | Apply) -> Type:
     return max(operands, key=lambda t: len(t.scope.indices))
 
 
-def values_read(e: Expr) -> list[str]:
-    """The bindings that an expression reads."""
-    return [n.name for n in walk(e) if isinstance(n, Ref) and n.kind == "value"]
-
-
-# --- blocks that run and blocks that do not --------------------------------------------------------------------------
-
-
-def due(block: Every, run: int) -> bool:
-    """Whether the block runs on this step of the run."""
-    return block.count > 0 and run >= block.start and (run - block.start) % block.count == 0
-
-
-def blocks_due(programs: Mapping[int, Program], run: int) -> frozenset[tuple[int, str]]:
-    """(class, block) of every block that runs on this step."""
-
-    def of(c: int, statements: Sequence[Statement]) -> list[tuple[int, str]]:
-        found = []
-        for s in statements:
-            if isinstance(s, Every) and due(s, run):
-                found += [(c, s.name), *of(c, s.body)]
-        return found
-
-    return frozenset(pair for c, p in programs.items() for pair in of(c, p.body))
-
-
-def flatten(c: int, statements: Sequence[Statement], running: frozenset[tuple[int, str]], elsewhere: frozenset[str]) -> list[Binding]:
-    """The statements without blocks: the body of one that runs, and what the rest sees of it. `elsewhere`: blocks that run in some class, whose shared
-    values count."""
-    flat: list[Binding] = []
-    for s in statements:
-        match s:
-            case Binding():
-                flat.append(s)
-            case Every(name, body=body, yields=yields):
-                runs = (c, name) in running
-                if runs:
-                    flat += flatten(c, body, running, elsewhere)
-                for y in yields:
-                    if runs or not (is_shared(y.type) and name in elsewhere):
-                        flat.append(Binding(y.name, Apply("spread", (y.inner if runs else y.outer,), y.type), span=s.span))
-    return flat
-
-
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
@@ -163,12 +110,32 @@ def _first(program: Program) -> Program:
     return replace(program, body=tuple(body), commits=tuple(commits), weight=None, watches=())
 
 
-def _ordered(programs: Mapping[int, Program], bodies: Mapping[int, list[Binding]], roots: Mapping[int, list[Root]]) -> Plan:
-    shared = shared_roots(programs)
-    order = needed(merge(bodies), roots, [r for found in shared.values() for r in found])
+def _ordered(programs: Mapping[int, Program], bodies: Mapping[int, list[Binding]], locals_: Mapping[int, list[Root]]) -> Plan:
+    order, alias = once(merge(bodies))
+    roots = {c: [replace(r, expr=alias(c, r.expr)) for r in found] for c, found in locals_.items()}
+    shared = {key: [replace(r, expr=alias(None, r.expr)) for r in found] for key, found in shared_roots(programs).items()}
+    order = needed(order, roots, [r for found in shared.values() for r in found])
     levels = Levels(order)
     levels.place(order, roots)
-    return Plan((*_steps(levels, order, roots, programs), *_last(shared)), levels.hosts(), programs)
+    return Plan(_read_only((*_steps(levels, order, roots, programs), *_last(shared))), levels.hosts(), programs)
+
+
+def _read_only(steps: Sequence[Piece | Join]) -> tuple[Piece | Join, ...]:
+    """The steps, where pieces of a group or of the model carry only what others read."""
+    read: set[str] = set()
+    for s in steps:
+        if isinstance(s, Join):
+            read |= {s.number or ""}
+            continue
+        found = [*(b.expr for b in s.bindings if isinstance(s.owner, int)), *(e for _, e in s.parts), *(r.expr for r in s.roots)]
+        read |= {n for e in found for n in values_read(e)}
+    kept: list[Piece | Join] = []
+    for s in reversed(steps):
+        if isinstance(s, Piece) and not isinstance(s.owner, int):
+            s = replace(s, carried=tuple(n for n in s.carried if n in read))
+            read |= {n for b in s.bindings for n in values_read(b.expr)}
+        kept.append(s)
+    return tuple(kept[::-1])
 
 
 def local_roots(program: Program) -> list[Root]:
@@ -199,23 +166,6 @@ def shared_roots(programs: Mapping[int, Program]) -> dict[tuple[Scope, tuple[int
         assert r.type is not None
         grouped.setdefault((r.type.scope, tuple(owners[key])), []).append(r)
     return grouped
-
-
-def needed(order: Sequence[Step], roots: Mapping[int, list[Root]], shared: Sequence[Root]) -> list[Step]:
-    """The steps that something which leaves the step depends on."""
-    reads = {(c, name) for c, found in roots.items() for r in found for name in values_read(r.expr)}
-    joint = {name for r in shared for name in values_read(r.expr)}
-    kept: list[Step] = []
-    for step in reversed(order):
-        match step:
-            case Local(c, Binding(name, expr)) if (c, name) in reads:
-                reads |= {(c, n) for n in values_read(expr)}
-                kept.append(step)
-            case Shared(name, bindings) if name in joint or any((c, name) in reads for c in roots):
-                reads |= {(c, n) for c, b in bindings.items() for n in values_read(b.expr)}
-                joint |= {n for b in bindings.values() if is_shared(b.expr.type) for n in values_read(b.expr)}
-                kept.append(step)
-    return kept[::-1]
 
 
 @dataclass

@@ -40,12 +40,14 @@ def count_of(x: Tensor, dims: Dims, valid: Tensor | None) -> Number:
 
 
 def _is_small(total: int, x: Tensor) -> bool:
-    return torch.compiler.is_compiling() or total <= PIECE.get(x.device.type, PIECE_ELSEWHERE)
+    return total <= PIECE["cpu"] or torch.compiler.is_compiling() or total <= PIECE.get(x.device.type, PIECE_ELSEWHERE)
 
 
 def _in_pieces(reduce: Callable[..., Tensor], dims: Dims, *xs: Tensor) -> Tensor:
     """reduce(*xs), where reduce sums over `dims`: by pieces of the longest dimension in eager code."""
-    shape = torch.broadcast_shapes(*[x.shape for x in xs])
+    if torch.compiler.is_compiling():
+        return reduce(*xs)
+    shape = [0 if 0 in sizes else builtins.max(sizes) for sizes in zip(*(x.shape for x in xs), strict=True)]
     total = math.prod(shape)
     if _is_small(total, xs[0]):
         return reduce(*xs)

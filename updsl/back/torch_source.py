@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from updsl.back import torch_reduce as reduce
+from updsl.back.torch_body import Root
 from updsl.back.torch_expression import Expressions
 from updsl.back.torch_names import Names, to_identifier
-from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan, Root
+from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan
 from updsl.back.torch_writer import DTYPES, Arg, Code, Known, literal
 from updsl.core.diagnostic import printable
 from updsl.core.ir import Apply, Binding, Program, Reduce, State, Type, is_shared

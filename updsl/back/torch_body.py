@@ -1,0 +1,115 @@
+"""Bodies of Programs as straight lines: blocks of one step put in or left out, what is said twice said once, what nobody reads left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from updsl.core.ir import Apply, Binding, Every, Expr, Program, Ref, Statement, Type, is_shared, rewrite, walk
+from updsl.core.schedule import Local, Shared, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What leaves the step: role "state", "watch", "out" or "weight"; name of the state or label of the watch; type that it is spread to."""
+
+    role: str
+    name: str
+    expr: Expr
+    type: Type | None = None
+
+
+def values_read(e: Expr) -> list[str]:
+    """The bindings that an expression reads."""
+    return [n.name for n in walk(e) if isinstance(n, Ref) and n.kind == "value"]
+
+
+# --- blocks that run and blocks that do not --------------------------------------------------------------------------
+
+
+def due(block: Every, run: int) -> bool:
+    """Whether the block runs on this step of the run."""
+    return block.count > 0 and run >= block.start and (run - block.start) % block.count == 0
+
+
+def blocks_due(programs: Mapping[int, Program], run: int) -> frozenset[tuple[int, str]]:
+    """(class, block) of every block that runs on this step."""
+
+    def of(c: int, statements: Sequence[Statement]) -> list[tuple[int, str]]:
+        found = []
+        for s in statements:
+            if isinstance(s, Every) and due(s, run):
+                found += [(c, s.name), *of(c, s.body)]
+        return found
+
+    return frozenset(pair for c, p in programs.items() for pair in of(c, p.body))
+
+
+def flatten(c: int, statements: Sequence[Statement], running: frozenset[tuple[int, str]], elsewhere: frozenset[str]) -> list[Binding]:
+    """The statements without blocks: the body of one that runs, and what the rest sees of it. `elsewhere`: blocks that run in some class, whose shared
+    values count."""
+    flat: list[Binding] = []
+    for s in statements:
+        match s:
+            case Binding():
+                flat.append(s)
+            case Every(name, body=body, yields=yields):
+                runs = (c, name) in running
+                if runs:
+                    flat += flatten(c, body, running, elsewhere)
+                for y in yields:
+                    if runs or not (is_shared(y.type) and name in elsewhere):
+                        flat.append(Binding(y.name, Apply("spread", (y.inner if runs else y.outer,), y.type), span=s.span))
+    return flat
+
+
+# --- once, and only if needed ------------------------------------------------------------------------------------------
+
+
+def once(order: Sequence[Step]) -> tuple[list[Step], Callable[[int | None, Expr], Expr]]:
+    """The steps without bindings that say what an earlier one said; and the renaming of references that this takes, in a class (None: in none)."""
+    names: dict[tuple[int | None, str], str] = {}
+    seen: dict[object, str] = {}
+
+    def alias(c: int | None, e: Expr) -> Expr:
+        def renamed(n: Expr) -> Expr:
+            if isinstance(n, Ref) and n.kind == "value":
+                return replace(n, name=names.get((c, n.name), names.get((None, n.name), n.name)))
+            return n
+
+        return rewrite(e, renamed)
+
+    kept: list[Step] = []
+    for step in order:
+        match step:
+            case Local(c, b):
+                b = replace(b, expr=alias(c, b.expr))
+                if seen.setdefault((c, repr(b.expr)), b.name) != b.name:
+                    names[c, b.name] = seen[c, repr(b.expr)]
+                else:
+                    kept.append(Local(c, b))
+            case Shared(name, bindings):
+                bindings = {c: replace(b, expr=alias(c, b.expr)) for c, b in bindings.items()}
+                key = tuple((c, repr(b.expr)) for c, b in bindings.items())
+                if seen.setdefault(key, name) != name:
+                    names[None, name] = seen[key]
+                else:
+                    kept.append(Shared(name, bindings))
+    return kept, alias
+
+
+def needed(order: Sequence[Step], roots: Mapping[int, list[Root]], shared: Sequence[Root]) -> list[Step]:
+    """The steps that something which leaves the step depends on."""
+    reads = {(c, name) for c, found in roots.items() for r in found for name in values_read(r.expr)}
+    joint = {name for r in shared for name in values_read(r.expr)}
+    kept: list[Step] = []
+    for step in reversed(order):
+        match step:
+            case Local(c, Binding(name, expr)) if (c, name) in reads:
+                reads |= {(c, n) for n in values_read(expr)}
+                kept.append(step)
+            case Shared(name, bindings) if name in joint or any((c, name) in reads for c in roots):
+                reads |= {(c, n) for c, b in bindings.items() for n in values_read(b.expr)}
+                joint |= {n for b in bindings.values() if is_shared(b.expr.type) for n in values_read(b.expr)}
+                kept.append(step)
+    return kept[::-1]
