@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import warnings
 
 import pytest
@@ -431,6 +432,40 @@ def test_closures_are_skipped_too() -> None:
     assert handle.driver.state.run == 0
 
 
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("policy", ["skip", "mask"])
+def test_a_grad_scaler_changes_nothing(unscale, fused, policy) -> None:
+    def trained(scaled: bool) -> list[torch.Tensor]:
+        (p, q) = parameters([0.0, 0.0], [0.0])
+        o = torch.optim.AdamW([p, q], lr=0.1, fused=fused)
+        handle = updsl.attach(o, "ema", nonfinite=policy)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        for factor in (1.0, 2.0, float("inf"), 3.0):
+            o.zero_grad()
+            scaler.scale((p * torch.tensor([1.0, -2.0])).sum() * factor + q.sum()).backward()
+            if unscale:
+                scaler.unscale_(o)
+            if scaled or factor < 9.0:
+                scaler.step(o)
+            scaler.update()
+        assert handle.driver.state.values["m"]["0.1"].item() == pytest.approx(1 - 0.9**3)
+        return [p.detach(), q.detach()]
+
+    for a, b in zip(trained(True), trained(False), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_grad_scaler_of_several_optimizers_is_asked_to_unscale() -> None:
+    p, q = parameters([0.0], [0.0])
+    both = [torch.optim.AdamW([x], lr=0.1, fused=True) for x in (p, q)]
+    updsl.attach(both, "clip_norm")
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale((p + q).sum()).backward()
+    with refused("scaled-gradients", "unscale_"):
+        scaler.step(both[0])
+
+
 # --- attaching, removing, chaining, wrappers -------------------------------------------------------------------------
 
 
@@ -540,6 +575,25 @@ def test_complex_parameters_are_refused_by_name() -> None:
     p = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
     with refused("tensor-type", "`0.0` is complex64"):
         updsl.attach(torch.optim.SGD([p], lr=1.0), "ema")
+
+
+def test_threads_step_optimizers_of_one_rule_by_themselves() -> None:
+    rule = updsl.parse(COUNTER)
+    made = [sgd([1.0]) for _ in range(4)]
+    handles = [updsl.attach(o, rule) for _, o in made]
+
+    def train(params: list[torch.nn.Parameter], o: torch.optim.Optimizer) -> None:
+        for _ in range(20):
+            refill(params, [1.0])
+            o.step()
+
+    threads = [threading.Thread(target=train, args=pair) for pair in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [h.driver.state.run for h in handles] == [20] * 4
+    assert [p.tolist() for (p,), _ in made] == [[-210.0]] * 4
 
 
 # --- several optimizers ----------------------------------------------------------------------------------------------

@@ -40,11 +40,11 @@ class Tensor:
 class RuleState:
     """Everything a rule keeps between steps. `values`: state name → key → array; a window is a pair (buffer, count): the buffer has a leading
     dimension of n slots, newest last, and count (an integer array of the cells' shape) says how many of the last slots are filled. A key is absent before
-    the first step of its cell. `run`: steps of the run so far. `t`: steps of the tensor so far, by tensor name."""
+    the first step of its cell. `run`: steps of the run so far. `t`: steps of the tensor so far, by tensor name; a 0-d array where the device decides."""
 
     values: dict[str, dict[Key, Array]] = field(default_factory=dict)
     run: int = 0
-    t: dict[str, int] = field(default_factory=dict)
+    t: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

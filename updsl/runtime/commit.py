@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
-from updsl.core.frame import Frame, RuleState
 
 
 def writable(tensors: Mapping[str, torch.Tensor], what: str) -> None:
@@ -26,17 +25,6 @@ def writable(tensors: Mapping[str, torch.Tensor], what: str) -> None:
         other = seen.setdefault(x.data_ptr(), name) if x.numel() else name
         if other != name:
             raise _refused(f"{what} of `{name}` and of `{other}` are the same memory", "give each tensor its own: `.clone()`")
-
-
-def apart(state: RuleState, frame: Frame) -> RuleState:
-    """The state with memory of its own: a rule may keep a gradient, a weight or an input as it is, which others then write into."""
-    theirs = {x.untyped_storage().data_ptr() for x in (*frame.g.values(), *frame.w.values(), *(x for cells in frame.inputs.values() for x in cells.values()))}
-
-    def own(x: torch.Tensor) -> torch.Tensor:
-        return x.clone() if x.untyped_storage().data_ptr() in theirs else x
-
-    values = {name: {key: tuple(map(own, x)) if isinstance(x, tuple) else own(x) for key, x in cells.items()} for name, cells in state.values.items()}
-    return RuleState(values, state.run, state.t)
 
 
 def write(targets: list[torch.Tensor], values: list[torch.Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from updsl.core.scope import Scope
 from updsl.pipeline import Engine, to_backend
 from updsl.runtime import arrays
 from updsl.runtime.bind import Group, Layout, frame, group_entries, layout, named, reads_names
-from updsl.runtime.commit import apart, uninterrupted, writable
+from updsl.runtime.commit import uninterrupted, writable
 from updsl.runtime.inputs import inputs_of, known_input
 from updsl.runtime.mirror import Mirror
 from updsl.runtime.nonfinite import Guard
@@ -147,14 +147,17 @@ class Driver:
             known_input(self.rule.module, name)
         self.inputs |= {name: detached(x) for name, x in inputs.items()}
 
-    def compute(self, in_place: bool) -> Stepped | None:
-        """The step of the current gradients; None if the policy skips it. in_place: `out` will be written into them. Changes nothing but the counts of
-        bad steps."""
+    def compute(self, in_place: bool, scale: torch.Tensor | None = None) -> Stepped | None:
+        """The step of the current gradients; None if the policy skips it. in_place: `out` will be written into them. scale: what they are multiples of.
+        Changes nothing but the counts of bad steps."""
         here = self.layout()
         engine = self.engine(here)
         grads = self.gradients(here)
         if in_place:
             writable(grads, "the gradient")
+        if scale is not None:
+            inverse = scale.double().reciprocal().float()
+            grads = {name: g * inverse.to(g.device) for name, g in grads.items()}
         now = self._frame(here, engine, grads, not in_place)
         admitted, finite = self.guard.admit(now) if now.g else (now, None)
         if admitted is None:
@@ -165,7 +168,7 @@ class Driver:
             self.guard.settle()
             self.inputs = {}
             return None
-        return Stepped(now, replace(result, state=apart(result.state, now)))
+        return Stepped(now, result)
 
     def gradients(self, here: Layout) -> dict[str, torch.Tensor]:
         """The gradients of the tensors that take part."""

@@ -1,7 +1,7 @@
 """What becomes of a step whose gradients or inputs are not all finite.
 
 skip       states and the run's step stay, and the caller does not move; the host reads one flag
-mask       decided on the device: states and weights stay, and `out` is 0
+mask       decided on the device: states, weights and the counts of the tensors stay, and `out` is 0; the run's step, which the host counts, goes on
 zero       non-finite entries become 0, then the step is as usual
 raise      as skip, then an error
 propagate  nothing is looked at
@@ -142,7 +142,8 @@ def masked(state: RuleState, frame: Frame, result: Result, finite: torch.Tensor)
     }
     out = {name: choose(x, 0) for name, x in result.out.items()}
     weights = None if result.weights is None else {name: choose(x, frame.w[name]) for name, x in result.weights.items()}
-    return Result(out, weights, result.watches, RuleState(values, result.state.run, result.state.t))
+    t = {name: choose(torch.as_tensor(n, device=finite.device), state.t.get(name, 0)) if name in frame.g else n for name, n in result.state.t.items()}
+    return Result(out, weights, result.watches, RuleState(values, result.state.run, t))
 
 
 def _parts(x: Any) -> tuple:

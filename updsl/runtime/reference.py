@@ -42,7 +42,7 @@ def _tensor(x: Any) -> torch.Tensor:
 
 
 def _state(state: RuleState, convert: Callable[[Any], Any]) -> RuleState:
-    return RuleState(_each(state.values, convert), state.run, dict(state.t))
+    return RuleState(_each(state.values, convert), state.run, {name: int(n) for name, n in state.t.items()})
 
 
 def _each(x: Any, convert: Callable[[Any], Any]) -> Any:

@@ -219,7 +219,11 @@ class Handle:
         self._present = ()
         if any(h._kept.get(id(optimizer)) for h in attached.get(optimizer, ()) if h is not self):
             return
-        stepped = self.driver.compute(in_place=True)
+        scale = getattr(optimizer, "grad_scale", None)
+        if scale is not None and len(self.optimizers) > 1:
+            message = f"GradScaler hands {type(optimizer).__name__} scaled gradients, and `{self.rule.name}` needs those of all its optimizers"
+            raise UpdslError(Diagnostic("scaled-gradients", message, help="call `scaler.unscale_(optimizer)` for each of them before the first steps"))
+        stepped = self.driver.compute(in_place=True, scale=scale)
         if stepped is None:
             self._withhold(optimizer)
         else:
@@ -227,6 +231,8 @@ class Handle:
             targets = [self.driver.gradient(name) for name in names]
             self.driver.commit(stepped, lambda: write(targets, [stepped.result.out[name] for name in names]))
             self._present, self._untouched = names, {}
+            if scale is not None:
+                optimizer.grad_scale = None  # type: ignore[attr-defined]
         self._skipping, self._waiting = stepped is None, [o for o in self.optimizers if o is not optimizer]
 
     def _is_transformed(self, optimizer: Optimizer) -> bool:
