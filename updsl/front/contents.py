@@ -21,9 +21,15 @@ def nodes(tree: object) -> Iterator[syntax.Node]:
             waiting.extend(reversed(item))
 
 
+def own_names(rule: syntax.Rule) -> frozenset[str]:
+    """The rule's parameters and locals: in its body they hide rules of the same names."""
+    made = (n.name for n in nodes(rule.body) if isinstance(n, (syntax.Local, syntax.Let, syntax.StateItem, syntax.InputItem)))
+    return frozenset((*(p.name for p in rule.parameters), *made))
+
+
 def applied(rule: syntax.Rule, unit: Unit) -> Iterator[tuple[syntax.Node, syntax.Rule, Unit]]:
     """Every name in a rule's body that may apply a rule, with that rule. A parameter or a local of the same name hides it."""
-    own = {p.name for p in rule.parameters} | {n.name for n in nodes(rule.body) if isinstance(n, (syntax.Local, syntax.Let, syntax.StateItem, syntax.InputItem))}
+    own = own_names(rule)
     for node in nodes(rule.body):
         match node:
             case syntax.Name(id=name) if name not in own and name not in BUILTIN_NAMES and name not in FUNCTIONS - BOTH:
@@ -70,28 +76,30 @@ def input_items(rule: syntax.Rule, unit: Unit, seen: set[int] | None = None) -> 
 
 def writes_weights(rule: syntax.Rule, unit: Unit) -> bool:
     """Whether applying the rule writes w: it has `w ←`, or ends in a rule that does."""
-    return gives_weights(rule.body, unit)
+    return gives_weights(rule.body, unit, own_names(rule))
 
 
-def gives_weights(body: syntax.Expr | tuple[syntax.Statement, ...], unit: Unit) -> bool:
-    """Whether a body, arm or last stage writes w."""
+def gives_weights(body: syntax.Expr | tuple[syntax.Statement, ...], unit: Unit, hidden: frozenset[str] = frozenset()) -> bool:
+    """Whether a body, arm or last stage writes w. hidden: names that are no rules where no bracket follows them."""
     match body:
         case tuple():
             if any(isinstance(n, syntax.Assign) and n.name == "w" for s in body if not isinstance(s, syntax.Match) for n in nodes(s)):
                 return True
             match body[-1] if body else None:
                 case syntax.Match(arms=arms):
-                    return any(gives_weights(a.body, unit) for a in arms)
+                    return any(gives_weights(a.body, unit, hidden) for a in arms)
                 case syntax.Return(value=value):
-                    return gives_weights(value, unit)
+                    return gives_weights(value, unit, hidden)
             return False
         case syntax.Pipe(stages=stages):
-            return gives_weights(stages[-1], unit)
+            return gives_weights(stages[-1], unit, hidden)
         case syntax.Per(body=inner):
-            return gives_weights(inner, unit)
+            return gives_weights(inner, unit, hidden)
         case syntax.If(then=then, otherwise=otherwise):
-            return gives_weights(then, unit) or gives_weights(otherwise, unit)
-        case syntax.Name(id=name) | syntax.Call(callee=name) if name not in FUNCTIONS and name not in BUILTIN_NAMES:
+            return gives_weights(then, unit, hidden) or gives_weights(otherwise, unit, hidden)
+        case syntax.Name(id=name) if name in hidden:
+            return False
+        case syntax.Name(id=name) | syntax.Call(callee=name) if name not in FUNCTIONS | BUILTIN_NAMES:
             found = unit.find_rule(name)
             return bool(found and writes_weights(*found))
         case _:

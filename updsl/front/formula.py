@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from updsl.core.ops import REDUCTIONS
+from updsl.core.ops import OPS, REDUCTIONS
 from updsl.front import syntax
 from updsl.front.contents import nodes
 from updsl.front.letters import number, quoted, symbol, symbols, word
@@ -51,7 +51,8 @@ class Formula:
     def bare(self, e: syntax.Expr) -> tuple[int, str]:
         match e:
             case syntax.Number(value=value, percent=percent):
-                return (ATOM if value >= 0 else SUM), number(number_text(value, percent))
+                text = number(number_text(value, percent))
+                return (SUM if value < 0 else TALL if " " in text else ATOM), text
             case syntax.Boolean(value=value):
                 return ATOM, word(str(value).lower())
             case syntax.Text(value=value):
@@ -102,20 +103,21 @@ class Formula:
         if e.callee in DRAWS:
             return ATOM, self.draw(e)
         given, named = self.arguments(e.arguments)
-        first = e.arguments[0].value if e.arguments and e.arguments[0].name is None else None
-        if first is not None and e.callee in ("solve", "matrix_power"):
-            return self.matrix_function(e.callee, first, given, named)
+        if e.callee in ("solve", "matrix_power") and len(e.arguments) == 2:
+            return self.inverse_or_power(e)
         over_time = any(isinstance(n, syntax.Call) and n.callee == "history" for n in nodes(e.arguments))
         here = replace(self, scope="") if over_time else self
         if not given and "x" not in named:
             given = [self.flow]
         return here.function(e.callee, [*([named.pop("x")] if "x" in named else []), *given], named)
 
-    def matrix_function(self, name: str, first: syntax.Expr, given: list[str], named: dict[str, str]) -> tuple[int, str]:
-        other = [*given[1:], *named.values()]
-        if name == "solve":
-            return PRODUCT, rf"{self.part(first, ATOM)}^{{-1}}\,{other[0]}"
-        return POWER, f"{self.part(first, ATOM)}^{{{other[0]}}}"
+    def inverse_or_power(self, e: syntax.Call) -> tuple[int, str]:
+        names = OPS[e.callee].args
+        given = dict(zip(names, (a.value for a in e.arguments if a.name is None), strict=False)) | {a.name: a.value for a in e.arguments if a.name}
+        first, second = (given[n] for n in names)
+        if e.callee == "solve":
+            return PRODUCT, rf"{self.part(first, ATOM)}^{{-1}}\,{self.part(second, TALL)}"
+        return POWER, f"{self.part(first, ATOM)}^{{{self.exponent(second)}}}"
 
     def function(self, name: str, given: list[str], named: dict[str, str]) -> tuple[int, str]:
         """A function of arguments that are LaTeX already."""
@@ -275,7 +277,7 @@ class Formula:
         name = e.id if isinstance(e, syntax.Name) else e.callee
         given, named = ([], {}) if isinstance(e, syntax.Name) else self.arguments(e.arguments)
         inner = r",\ ".join([*given, *(f"{symbol(n)} = {x}" for n, x in named.items())])
-        text = word(name) + index(self.scope)
+        text = word(name) + index("" if name == "history" else self.scope)
         if head is None:
             return text + (brackets(inner) if inner else "")
         return text + brackets(rf"{head};\ {inner}" if inner else head)

@@ -33,13 +33,12 @@ def symbol(name: str) -> str:
     """`beta1` and `β1` as β₁, `m̂` as m with a hat, `z_max` as z with an index, `n'` with its prime, `max_norm` as a word."""
     body = name.rstrip("'")
     primes = name[len(body) :]
-    head, _, rest = body.partition("_")
+    head, underscore, rest = body.partition("_")
     stem = head.rstrip("0123456789")
-    index = [head[len(stem) :], word(rest)] if rest else [head[len(stem) :]]
     letter = _letter(stem)
-    if letter is None and (rest or not stem):
+    if not stem or (underscore and (letter is None or not rest)):
         return word(body) + primes
-    below = ",".join(filter(None, index))
+    below = ",".join(filter(None, (head[len(stem) :], rest if rest.isdecimal() else word(rest) if rest else "")))
     return (letter or word(stem)) + (f"_{{{below}}}" if below else "") + primes
 
 
