@@ -215,7 +215,9 @@ def reset(cx: Context, env: Env, s: syntax.Reset) -> None:
             )
             continue
         fresh = initial(cx, env, declared[n.id]) if slot.value.poisoned is False else slot.value
-        if condition is not None:
+        if condition is not None and expressions.is_static(cx, condition):
+            fresh = fresh if condition.static else expressions.read(cx, slot.state, s)
+        elif condition is not None:
             fresh = expressions.elementwise(cx, "select", [condition, fresh, expressions.read(cx, slot.state, s)], s.span)
         if not fresh.poisoned:
             store(cx, env, slot.state, f"{env.sites.label(s, 'value')}.{n.id}", fresh, s.span)
@@ -245,7 +247,9 @@ def reset_all(cx: Context, env: Env, s: syntax.Reset) -> None:
         fresh = Value(Apply("empty", (), state.type) if state.type.window else state.init or Const(0.0))
         if name == f"{me.path}t" or name == f"{me.path}t@tensor":
             fresh = Value(Const(1.0))
-        if condition is not None:
+        if condition is not None and expressions.is_static(cx, condition):
+            fresh = fresh if condition.static else now
+        elif condition is not None:
             t = joined(condition.type, state.type)
             fresh = Value(Apply("select", (condition.expr, fresh.expr, now.expr), replace(t, boolean=False), span=s.span))
         inner = name.removeprefix(me.path)
@@ -272,7 +276,7 @@ def _condition(cx: Context, env: Env, s: syntax.Reset) -> Value | None:
         return cx.error("window-outside", "a window stands only under a reduction", s.condition.span, help="reduce it: `any(x → history(9) > 5)`")
     if not value.type.boolean and not value.poisoned:
         cx.error("not-a-condition", "this is a number, where true or false is needed", s.condition.span, help="compare it: `reset m when t > 9`")
-    return cx.emit(env, f"{env.sites.label(s, 'value')}.when", value, s.span)
+    return value if expressions.is_static(cx, value) else cx.emit(env, f"{env.sites.label(s, 'value')}.when", value, s.span)
 
 
 # --- clocks and skips ------------------------------------------------------------------------------------------------
