@@ -136,6 +136,9 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "cautious_adamw": [{}, {"weight_decay": 0.1}, {"beta1": 0.99}],
     "grokfast": [{}, {"alpha": 0.5}, {"gain": 0.1}],
     "lookahead": [{}, {"k": 2}, {"alpha": 0.8, "k": 3}],
+    "galore": [{"rank": 2}, {"rank": 1, "gap": 7, "scale": 1}, {"gap": 5, "beta2": 0.9}],
+    "fira": [{"rank": 2}, {"rank": 1, "gap": 7, "ratio": 1.5}, {"rank": 2, "gap": 5, "beta2": 0.9}],
+    "gradnormlorp": [{"rank": 2}, {"rank": 1, "gap": 7, "scale": 0.25}, {"gap": 5, "beta2": 0.9}],
     "galore_with": [{}, {"scale": 1, "beta1": 0.5}, {"eps": 0.1, "beta2": 0.9}],
     "fira_with": [{}, {"scale": 1, "ratio": 1.5}, {"eps": 0.1, "beta2": 0.9}],
     "apollo_with": [{}, {"scale": 4, "per_channel": False}, {"eps": 0.1, "beta2": 0.9}],
@@ -152,13 +155,18 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "dp_sgd": [{"noise": 0}, {"noise": 0, "max_norm": 5}, {"noise": 0, "expected_batch": 10}],
     "dp_sgd_per_layer": [{"noise": 0}, {"noise": 0, "max_norm": 5}, {"noise": 0, "expected_batch": 10}],
     "auto_s": [{}, {"radius": 3}, {"gamma": 0}],
+    "adaptive_dp_clip": [
+        {"noise": 0, "count_noise": 0},
+        {"noise": 0, "count_noise": 0, "start": 5, "rate": 0.5},
+        {"noise": 0, "count_noise": 0, "target": 0.9, "low": 0.9, "high": 2},
+    ],
     "dicesgd": [{"noise": 0}, {"noise": 0, "max_norm": 3, "ratio": 0.5}, {"noise": 0, "ratio": 8}],
     "dicesgd_paper": [{"noise": 0}, {"noise": 0, "c1": 3}, {"noise": 0, "c2": 0.1}],
     "diff2": [{"noise1": 0, "noise2": 0}, {"noise1": 0, "noise2": 0, "gap": 4}, {"noise1": 0, "noise2": 0, "c2": 50}],
     "rldp": [{"noise": 0}, {"noise": 0, "max_norm": 5}, {"noise": 0, "max_norm": 0.1}],
 }
-DRAWN = {"add_noise", "galore", "fira", "apollo", "gradnormlorp", "adaptive_dp_clip"}
-"""Rules that draw, or choose signs of a basis, for themselves: their `_with` forms, or their mathematics without noise, are tested instead."""
+DRAWN = {"add_noise", "apollo"}
+"""Rules that draw and have no form without: see test_draws."""
 STILL = {*stages, *clipping}
 """Rules whose runs leave the weights where they are, unless they write them."""
 
@@ -280,3 +288,23 @@ def test_form(name):
 def test_the_steps_of_quest_are_the_best(bits):
     """The range that errs least on normal entries, by numerical integration."""
     assert best_step(bits) == pytest.approx(QUEST[bits], abs=1e-3)
+
+
+def test_draws():
+    """add_noise adds its draw of the stated std; apollo equals apollo_with on the projection it drew, entries of variance 1 / rank, anew every gap steps."""
+    g = {"x": np.zeros((200, 100))}
+    rule = updsl.load("add_noise", std=3)
+    out, *_ = rule.interpret.update(g, rule.interpret.init(g), g)
+    assert np.std(out["x"]) == pytest.approx(3, rel=0.02)
+    apollo, given = updsl.load("apollo", rank=50, gap=3), updsl.load("apollo_with")
+    rng, w = np.random.default_rng(0), {"x": np.zeros((60, 40))}
+    state, other, drawn = apollo.interpret.init(w), given.interpret.init(w), []
+    for _ in range(6):
+        g = {"x": rng.normal(size=(60, 40))}
+        out, state, *_ = apollo.interpret.update(g, state, w)
+        drawn.append(state.kept.values["random_apollo.P"]["x"])
+        expected, other, *_ = given.interpret.update(g, other, w, P={"x": drawn[-1]})
+        np.testing.assert_allclose(out["x"], expected["x"], rtol=1e-9, atol=1e-12)
+    assert np.std(drawn[0]) == pytest.approx(50**-0.5, rel=0.05)
+    assert np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(drawn[2], drawn[3])

@@ -145,5 +145,13 @@ def without_draw(name: str):
     private[name] = statement
 
 
+def adaptive_dp_clip(run: Run, noise=0, count_noise=0, **hyper):
+    """Without noise, which the draws are then nothing to."""
+    steps = len(run.inputs["samples"])
+    zero = [{k: np.zeros_like(x) for k, x in run.w.items()}] * steps
+    return private["adaptive_dp_clip_with"](Run(run.stream, run.w, run.lr, {**run.inputs, "draw": zero, "count_draw": [0.0] * steps}), **hyper)
+
+
+private["adaptive_dp_clip"] = adaptive_dp_clip
 for _name in ("dp_sgd", "dp_sgd_per_layer", "auto_s", "dicesgd", "dicesgd_paper", "diff2", "rldp"):
     without_draw(_name)

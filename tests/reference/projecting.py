@@ -119,3 +119,26 @@ def gradnormlorp_with(stream, projections, w, lr, scale=1, beta1=0.9, beta2=0.99
         gain_m, gain_v, gain_u = adam_step(gain_m, gain_v, slope, t, beta1, beta2, eps, hf=True)
         v_weights = v_weights - lr * (scale * up(u, p, w.shape) if w.ndim == 2 else u)
         yield (gamma - lr * gain_u) * v_weights / length(v_weights)
+
+
+def basis(g, rank):
+    """Leading singular vectors of the smaller side, the entry of largest magnitude positive; unit vectors for a zero matrix."""
+    u, s, vt = np.linalg.svd(g, full_matrices=False)
+    vectors = vt[:rank].T if g.shape[0] >= g.shape[1] else u[:, :rank]
+    vectors = vectors * np.sign(vectors[np.argmax(np.abs(vectors), axis=0), range(vectors.shape[1])]) if s[0] > 0 else np.eye(*vectors.shape)
+    return vectors.T if g.shape[0] >= g.shape[1] else vectors
+
+
+def with_own_basis(name):
+    """The rule that takes its bases from its gradients, every `gap` steps."""
+
+    def statement(run: Run, rank=128, gap=200, **hyper):
+        held = [{n: basis(g[n], rank) for n in g if g[n].ndim == 2} for g in run.stream[::gap]]
+        given = Run(run.stream, run.w, run.lr, {"P": [held[t // gap] for t in range(len(run.stream))]})
+        return projecting[f"{name}_with"](given, **hyper)
+
+    projecting[name] = statement
+
+
+for _name in ("galore", "fira", "gradnormlorp"):
+    with_own_basis(_name)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
+from updsl.core.numeric import quiet
 from updsl.core.ops import OPS
 from updsl.front import syntax
 from updsl.front.suggest import look_alike, suggestion
@@ -19,7 +20,7 @@ def fold(op: str, *values: float | bool) -> float | bool:
     """The op on numbers, in float64."""
     reference = OPS[op].reference
     assert reference is not None
-    result = reference(*(float(v) for v in values))
+    result = quiet(reference)(*(float(v) for v in values))
     return bool(result) if OPS[op].boolean else float(result)
 
 
