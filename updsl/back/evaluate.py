@@ -220,7 +220,9 @@ class Moment:
                 return meaning(op)(*operands)
 
     def matrix(self, op: Op, e: Apply, at: Place) -> Array:
-        """A function of the grids of the operands, of each sample on its own."""
+        """A function of the grids of the operands, of each sample on its own. A value per row is, transposed, the same numbers per column."""
+        if op.name == "transpose" and e.type.scope != ELEMENT:
+            return self.array(e.args[0], e.args[0].type, at)
         static = dict(zip(op.static, e.static, strict=True))
         wanted = [replace(a.type, boolean=False) if name in op.numbers else as_matrix(a.type) for name, a in zip(op.args, e.args, strict=True)]
         if not e.type.samples:
@@ -234,7 +236,7 @@ class Moment:
         sizes = self.sizes_at(at)
         name = at.name if "T" in e.type.scope.indices else ""
         words = rng.words(self.frame.seed, self.run, name, e.static[0], np.arange(prod(sizes.cells(e.type))))
-        operands = (self.array(a, e.type, at) for a in e.args)
+        operands = (self.array(a, replace(e.type, boolean=False), at) for a in e.args)
         return meaning(op)(words, *(x.reshape(*x.shape[: e.type.samples], len(words)) for x in operands)).reshape(sizes.shape(e.type))
 
     # --- reductions and `largest`: over the cells of the operands that lie in each cell of a coarser scope --------------

@@ -47,7 +47,8 @@ def _in_pieces(reduce: Callable[..., Tensor], dims: Dims, *xs: Tensor) -> Tensor
     """reduce(*xs), where reduce sums over `dims`: by pieces of the longest dimension in eager code."""
     if torch.compiler.is_compiling():
         return reduce(*xs)
-    shape = [0 if 0 in sizes else builtins.max(sizes) for sizes in zip(*(x.shape for x in xs), strict=True)]
+    rank = builtins.max(x.dim() for x in xs)
+    shape = [0 if 0 in sizes else builtins.max(sizes) for sizes in zip(*((1,) * (rank - x.dim()) + tuple(x.shape) for x in xs), strict=True)]
     total = math.prod(shape)
     if _is_small(total, xs[0]):
         return reduce(*xs)

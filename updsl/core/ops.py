@@ -56,7 +56,7 @@ _ROWS = [
     _elementwise("maximum", "x y", "the larger; NaN if one is", np.maximum, "torch.maximum({x}, {y})", text="max({x}, {y})"),
     _elementwise("clamp", "x lo hi", "x held between lo and hi; hi where lo > hi", lambda x, lo, hi: np.minimum(np.maximum(x, lo), hi),
                  "torch.minimum(torch.maximum({x}, {lo}), {hi})"),
-    _elementwise("mod", "x y", "remainder with the sign of y", numeric.mod, ""),
+    _elementwise("mod", "a b", "remainder with the sign of b", numeric.mod, ""),
     # --- comparison and choice ---
     _elementwise("lt", "x y", "x < y", np.less, "{x} < {y}", text="{x} < {y}", boolean=True, units="equal-none"),
     _elementwise("le", "x y", "x ≤ y", np.less_equal, "{x} <= {y}", text="{x} <= {y}", boolean=True, units="equal-none"),

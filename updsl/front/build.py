@@ -53,7 +53,8 @@ class Builder:
         for t in tree.iter_subtrees():
             done[id(t)] = self.part(t.data, [c if isinstance(c, Token) else done[id(c)] for c in t.children])
         for call in self.streams:
-            self.error("stream-outside-law", "`rule(…)`, the rule run on another stream, stands only in a law", call.callee_span)
+            message = "`rule(…)`, the rule run on another stream, stands only in a law"
+            self.error("stream-outside-law", message, call.callee_span, help="write what is claimed of the rule below it: `law odd: rule(-g) == -rule(g)`")
         return done[id(tree)].node
 
     def part(self, rule: str, children: list) -> Part:
@@ -103,7 +104,10 @@ class Builder:
         """One of a few words that are reserved only here."""
         if token.text not in choices:
             shown = " or ".join(p for p in (", ".join(f"`{c}`" for c in choices[:-1]), f"`{choices[-1]}`") if p).replace("`block`", "`block(k)`")
-            self.error(code, f"unknown {what} `{token.text}`", self.place(token), notes=(f"here fits {shown}",), help=did_you_mean(token.text, choices))
+            near = did_you_mean(token.text, choices)
+            ranges = "write `for k in [lo, hi]` for numbers, `for q orthogonal` or `for p permutation` for matrices"
+            help_ = near or (ranges if code == "unknown-quantifier" else f"write {shown}")
+            self.error(code, f"unknown {what} `{token.text}`", self.place(token), notes=(f"here fits {shown}",) if near else (), help=help_)
         return token.text
 
     def scope(self, name: Token, size: syntax.Expr | None, span: Span) -> syntax.ScopeName:

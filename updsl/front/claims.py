@@ -46,7 +46,8 @@ def _setting_mistakes(module: Module, law: syntax.Law) -> Iterator[Diagnostic]:
         if s.name is None:
             yield Diagnostic("unknown-parameter", "a law sets parameters by name", s.span, help=f"write `law {law.name}(name = …): …`")
         elif s.name not in module.parameters:
-            yield Diagnostic("unknown-parameter", f"`{module.name}` has no parameter `{s.name}`", s.span, help=did_you_mean(s.name, module.parameters))
+            help_ = did_you_mean(s.name, module.parameters) or f"its parameters are {', '.join(f'`{n}`' for n in module.parameters) or 'none'}"
+            yield Diagnostic("unknown-parameter", f"`{module.name}` has no parameter `{s.name}`", s.span, help=help_)
 
 
 def _quantifier_mistakes(module: Module, law: syntax.Law) -> Iterator[Diagnostic]:

@@ -46,6 +46,8 @@ def clip(cx: Context, env: Env, e: syntax.Clip) -> Value:
     bound = expressions.expression(cx, env, e.bound)
     if measure.poisoned or bound.poisoned or env.it.poisoned:
         return POISON
+    if env.it.type.window or measure.type.window or bound.type.window:
+        return cx.error("window-outside", "a window stands only under a reduction", e.span, help="clip before the `history`: `clip … → history(9)`")
     if not bound.type.scope <= measure.type.scope:
         return cx.error(
             "scope-mismatch",

@@ -124,6 +124,8 @@ class Facts:
     constants: set[str] = field(default_factory=set)
     mistaken: dict[str, tuple[Diagnostic, ...]] = field(default_factory=dict)
     """States with a mistake in an update, and what was reported until there: what reads them reports nothing further."""
+    finer: frozenset[str] = frozenset()
+    """States and watches that are of each tensor here because they are so in another class."""
     changed: bool = False
 
 
@@ -238,6 +240,12 @@ class Context:
                 instance.subtree[:], instance.begun = subtree, begun
             self.diagnostics[before:] = [d for d in self.diagnostics[before:] if d.code in NAME_CODES]
 
+    def population(self, env: Env, branch: syntax.Node) -> str:
+        """The set of tensors for which a branch's text is evaluated, by its place: its instance, its round, and where it stands in its file."""
+        name = f"{env.population}/{env.path}{env.rounds}:{branch.span.source.name}:{branch.span.start}"
+        self.populations.add(name)
+        return name
+
     # --- names ---
 
     def sites(self, declaration: syntax.Rule | syntax.Fn, unit: Unit) -> Sites:
@@ -264,6 +272,13 @@ class Context:
                 self.block.append(Binding(f"{name}@tensor", twin, span=span))
         return replace(value, expr=Ref(name, "value", expr.type, span=span))
 
+    def twin(self, name: str, *expressions: Expr) -> tuple[Expr, ...] | None:
+        """Where a value of several tensors depends on `t`: the same for each tensor's own count, which `name`@tensor is from here on."""
+        if not any(ir.is_shared(e.type) and self._counts(e) for e in expressions):
+            return None
+        self.twins[name] = Type(TENSOR)
+        return tuple(map(self._of_tensor, expressions))
+
     def settle(self, e: Expr) -> Expr:
         """The expression with every `t` read as the count of its value: of the tensor in values of scope tensor or finer, else of the run."""
         match e:
@@ -280,8 +295,6 @@ class Context:
         match e:
             case Ref(name="t", kind="builtin") if not TENSOR <= e.type.scope:
                 return replace(e, type=Type(TENSOR))
-            case Ref(name=name, kind="value") if not TENSOR <= e.type.scope and f"{name}@tensor" in self.facts.clocks:
-                return replace(e, name=f"{name}@tensor", type=Type(TENSOR))
             case Ref(name=name, kind="value") if name in self.twins:
                 return replace(e, name=f"{name}@tensor", type=self.twins[name])
             case ir.Apply(args=args, op=op):
@@ -298,10 +311,7 @@ class Context:
 
     def _counts(self, e: Expr) -> bool:
         """Whether a host value depends on `t`."""
-        return any(
-            isinstance(n, Ref) and ((n.name == "t" and n.kind == "builtin") or f"{n.name}@tensor" in self.facts.clocks or n.name in self.twins)
-            for n in ir.walk(e)
-        )
+        return any(isinstance(n, Ref) and ((n.name == "t" and n.kind == "builtin") or (n.kind == "value" and n.name in self.twins)) for n in ir.walk(e))
 
     # --- grids ---
 

@@ -269,19 +269,17 @@ def choose(cx: Context, env: Env, e: syntax.If, whole: bool) -> Value:
     condition = expression(cx, env, e.condition)
     if isinstance(condition.static, str) or (not condition.type.boolean and not condition.poisoned):
         return cx.error("not-a-condition", "this is no condition", e.condition.span, help="compare it: `x > 0`, `x != 0`")
+    for branch in () if whole and is_static(cx, condition) else (e.then, e.otherwise):
+        if is_ambiguous(branch, env):
+            return ambiguous(cx, branch.body if isinstance(branch, syntax.Per) else branch)  # type: ignore[arg-type]
     if is_static(cx, condition):
         taken, other = (e.then, e.otherwise) if condition.static else (e.otherwise, e.then)
-        env.it_read.used = True
+        env.it_read.used = env.it_read.used or may_read(env, other)
         env.per_used.used = env.per_used.used or may_reduce(env, other)
         if cx.to_look_at(other):
             with cx.discarded(env):
-                expression(cx, replace(env, population=f"{env.population}/{id(other)}"), other, whole)
-        inner = replace(env, population=f"{env.population}/{taken.span.start}")
-        cx.populations.add(inner.population)
-        return expression(cx, inner, taken, whole)
-    for branch in (e.then, e.otherwise):
-        if is_ambiguous(branch, env):
-            return ambiguous(cx, branch.body if isinstance(branch, syntax.Per) else branch)  # type: ignore[arg-type]
+                expression(cx, replace(env, population=cx.population(env, other)), other, whole)
+        return expression(cx, replace(env, population=cx.population(env, taken)), taken, whole)
     for branch in (e.then, e.otherwise):
         if gives_weights(branch, env.unit):
             return cx.error(
@@ -302,6 +300,19 @@ def may_reduce(env: Env, tree: object) -> bool:
         word = n.id if isinstance(n, syntax.Name) else n.callee if isinstance(n, syntax.Call) else ""
         if word in REDUCTIONS or word == "largest" or (word and word not in FUNCTIONS and (env.unit.find_rule(word) or env.unit.find_fn(word))):
             return True
+    return False
+
+
+def may_read(env: Env, tree: object) -> bool:
+    """Whether text that is not taken could read the flowing value: by name, by a stage, or by a function without its first argument."""
+    for n in nodes(tree):
+        match n:
+            case syntax.Name(id=name) if name in ("it", "g") or (name not in BUILTIN_NAMES and (name in FUNCTIONS or env.sites.applies_rule(n, True))):
+                return True
+            case syntax.Call(callee=name, arguments=arguments) if env.sites.applies_rule(n, True) or all(a.name for a in arguments):
+                return True
+            case syntax.Clip() | syntax.Repeat():
+                return True
     return False
 
 

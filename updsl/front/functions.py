@@ -14,8 +14,6 @@ from updsl.front import expression as expressions
 from updsl.front.context import POISON, Context, Env, Reduction, Value
 from updsl.front.unit import FUNCTIONS, Unit
 
-MATRIX = frozenset(op.name for op in OPS.values() if op.kind == "matrix" and op.text == "call")
-
 
 def call(cx: Context, env: Env, e: syntax.Call, whole: bool, site: syntax.Node | None = None) -> Value:
     """`name(arguments)`: a rule in a stage, a `fn`, or a function. `site`: the node whose label names the result."""
@@ -29,11 +27,11 @@ def call(cx: Context, env: Env, e: syntax.Call, whole: bool, site: syntax.Node |
         return core_text.call(cx, env, e)
     if e.callee in FUNCTIONS and own is None:
         return function(cx, env, e, site)
-    found = env.unit.find_fn(e.callee)
+    hidden = e.callee in env.sites.locals or e.callee in env.sites.parameters
+    found = None if hidden else env.unit.find_fn(e.callee)
     if found:
         return fns.apply(cx, env, e, site, *found)
-    is_local = (env.instance is not None and (env.instance.slot(e.callee) or e.callee in env.instance.parameters)) or e.callee in env.arguments
-    if is_local:
+    if hidden:
         return cx.error("not-a-function", f"`{e.callee}` is a value: it takes no arguments", e.span, help=f"write `{e.callee}` alone, or `{e.callee} * (…)`")
     choices = [*FUNCTIONS, *env.unit.rules, *env.unit.fns, *library_names(env.unit)]
     notes, help_ = suggest.look_alike(e.callee), suggest.suggestion(e.callee, choices)
@@ -277,7 +275,7 @@ def target(cx: Context, env: Env, t: Type, op: str, span: Span) -> Scope | None:
     comes = "comes from this `per`" if origin else "is the default, `per tensor`"
     if (t.scope <= TENSOR and scope == TENSOR) or t.scope == scope or t.scope <= scope:
         message, help_ = (
-            f"`{op}` reduces to one value for each {scope}, but this is {t.scope.one_for_each} already",
+            f"`{op}` reduces to {scope.one_for_each}, but this is {t.scope.one_for_each} already",
             "for a clip of a number write `min(it, c)`; to reduce further write `per` a coarser scope, such as `per all`",
         )
     else:

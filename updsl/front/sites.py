@@ -58,7 +58,7 @@ class Sites:
                     return in_stage and bool(arguments) and all(a.name is not None and a.name != "x" for a in arguments)
                 if name in FUNCTIONS or name.startswith("history."):
                     return False
-                if name in self.parameters and not in_stage:
+                if name in self.locals or (name in self.parameters and not in_stage):
                     return False
                 return self.unit.find_rule(name) is not None
             case _:

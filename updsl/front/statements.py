@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from updsl.core import ir
 from updsl.core.diagnostic import Label, did_you_mean
-from updsl.core.ir import Apply, Const, Expr, Ref, Type, joined, on_grid
+from updsl.core.ir import Apply, Const, Expr, Ref, Type, is_shared, joined, on_grid
 from updsl.core.scope import ELEMENT, TENSOR
 from updsl.core.source import Span
 from updsl.front import expression as expressions
 from updsl.front import functions, states, syntax
 from updsl.front.contents import gives_weights
-from updsl.front.context import POISON, Context, Env, Flag, Instance, Slot, Value
+from updsl.front.context import POISON, Context, Env, Flag, Instance, Slot, Value, is_host
 from updsl.front.unit import BOTH, BUILTIN_NAMES, FORBIDDEN, FUNCTIONS
 
 NEVER = 2**62
@@ -284,6 +284,11 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
         t = joined(new.type, old.type)
         t = replace(t, boolean=new.type.boolean and old.type.boolean)
         yields.append(ir.Yield(f"{label}.{name}", new, old, t))
+        if is_host(new, cx.hosts) and is_host(old, cx.hosts):
+            cx.hosts.add(f"{label}.{name}")
+        twin = cx.twin(f"{label}.{name}", new, old) if is_shared(t) else None
+        if twin:
+            yields.append(ir.Yield(f"{label}.{name}@tensor", *twin, replace(t, scope=TENSOR)))
         return Ref(f"{label}.{name}", "value", t, span=s.span)
 
     for name, new in list(cx.current.items()):
@@ -297,6 +302,7 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
         cx.weight = after("w", cx.weight, weight or Ref("w", "builtin", GRID))
     if instance(env).clock is not clock:
         instance(env).clock = cx.current[f"{instance(env).path}t"]
+        states.keep_clock(cx, instance(env).clock)
     for watch_label in inner_watches:
         cx.watches[watch_label] = after(watch_label, cx.watches[watch_label], Const(0.0))
         if env.guarded:
@@ -368,7 +374,7 @@ def match_arms(cx: Context, env: Env, s: syntax.Match) -> Value:
             return POISON
         if holds and taken is None:
             taken = arm
-    env.it_read.used = True
+    env.it_read.used = env.it_read.used or any(expressions.may_read(env, arm.body) for arm in s.arms)
     env.per_used.used = env.per_used.used or any(expressions.may_reduce(env, arm.body) for arm in s.arms)
     for arm in s.arms:
         if arm is not taken and cx.to_look_at(arm):
@@ -381,8 +387,7 @@ def match_arms(cx: Context, env: Env, s: syntax.Match) -> Value:
 
 
 def arm_value(cx: Context, env: Env, arm: syntax.Arm) -> Value:
-    population = f"{env.population}/{arm.span.start}"
-    cx.populations.add(population)
+    population = cx.population(env, arm)
     me = instance(env)
     me.names.append({})
     me.depth += 1

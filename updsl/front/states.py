@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from updsl.core import ir
 from updsl.core.diagnostic import Label, did_you_mean
@@ -29,6 +31,7 @@ def declare(cx: Context, env: Env, item: syntax.StateItem) -> None:
         return
     known = cx.facts.states.get(name)
     t = joined(init.type, known) if known else init.type
+    t = joined(t, Type(TENSOR)) if name in cx.facts.finer else t
     t = replace(t, boolean=init.type.boolean and (known is None or known.boolean))
     learn(cx, name, t)
     closed = is_closed(init.expr)
@@ -238,13 +241,14 @@ def reset_all(cx: Context, env: Env, s: syntax.Reset) -> None:
         return
     condition = _condition(cx, env, s)
     label = f"{env.sites.label(s, 'value')}."
+    starts = _own_starts(cx, env, me)
     for name in cx.facts.subtrees.get(me.path, ()):
         known = cx.facts.known.get(name)
         if known is None:
             continue
         state = cx.states.setdefault(name, known)
         now = Value(cx.current.get(name, Ref(name, "state", state.type)))
-        fresh = Value(Apply("empty", (), state.type) if state.type.window else state.init or Const(0.0))
+        fresh = Value(Apply("empty", (), state.type)) if state.type.window else starts[name]() if name in starts else Value(state.init or Const(0.0))
         if name == f"{me.path}t" or name == f"{me.path}t@tensor":
             fresh = Value(Const(1.0))
         if condition is not None and expressions.is_static(cx, condition):
@@ -263,7 +267,14 @@ def reset_all(cx: Context, env: Env, s: syntax.Reset) -> None:
         )
     if f"{me.path}t" in cx.facts.clocks:
         me.clock = cx.current.get(f"{me.path}t", me.clock)
-        _twin(cx, me.clock)
+        keep_clock(cx, me.clock)
+
+
+def _own_starts(cx: Context, env: Env, me: Instance) -> dict[str, Callable[[], Value]]:
+    """How the states that the instance has declared so far start, by state: worked out anew, as of here."""
+    declared = {i.name: i for n in nodes(me.rule.body) if isinstance(n, syntax.State) for i in n.items}
+    slots = {slot.state: declared[name] for names in me.names for name, slot in names.items() if slot.kind == "state" and not slot.value.poisoned}
+    return {state: partial(initial, cx, env, item) for state, item in slots.items()}
 
 
 def _condition(cx: Context, env: Env, s: syntax.Reset) -> Value | None:
@@ -299,13 +310,16 @@ def start_clock(cx: Context, env: Env, me: Instance) -> None:
         suffix = "@tensor" if which != name else ""
         store(cx, replace(env, rounds=""), which, f"t{suffix}", Value(Apply("add", (now.expr, Const(1.0)), of)), me.rule.span)
     me.clock = cx.current[name]
-    _twin(cx, me.clock)
+    keep_clock(cx, me.clock)
 
 
-def _twin(cx: Context, clock: Expr | None) -> None:
-    """Values of scope tensor or finer read the tensor's own count."""
-    if isinstance(clock, Ref) and is_shared(clock.type):
-        cx.facts.clocks.add(f"{clock.name}@tensor")
+def keep_clock(cx: Context, clock: Expr | None) -> None:
+    """Values of scope tensor or finer read the tensor's own count, which stands beside one of coarser scope as its twin."""
+    if isinstance(clock, Ref):
+        cx.hosts.add(clock.name)
+        if is_shared(clock.type):
+            cx.twins[clock.name] = Type(TENSOR)
+            cx.hosts.add(f"{clock.name}@tensor")
 
 
 def freeze(cx: Context, env: Env, me: Instance, out: Value, weight_before: Expr | None) -> Value:

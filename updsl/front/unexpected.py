@@ -163,7 +163,7 @@ class Reader:
             return self.make("unfinished-line", "a stage is missing after the arrow", "let the next line begin with `→` to go on there, or delete this one")
         after = self.written(self.before)
         if self.before.type == "PER":
-            return self.make("unfinished-line", "a scope is missing after `per`", note=SCOPES)
+            return self.make("unfinished-line", "a scope is missing after `per`", "write a scope, such as `per row`", note=SCOPES)
         if "NUMBER" in self.fits:
             help_ = "write it on this line, or put brackets around the lines" if self.before.type in OPERATORS else None
             return self.make("unfinished-line", f"an expression is missing after `{after}`", help_)
@@ -282,6 +282,8 @@ class Reader:
     def looseness(self) -> Diagnostic | None:
         """What brackets would make fit."""
         kind = self.token.type
+        if kind == "PER" and self.types[:1] == ["STATE"] and "AS" in self.types:
+            return self.make("unexpected", "`per` stands before `as`", "write `state m = 0 per row as float32`")
         if kind in ("IF", "CLIP", "NOT") and {"LPAR", "NAME"} <= self.fits and self.before:
             form = {"IF": "(if c then a else b)", "CLIP": "(clip m > c)", "NOT": "(not c)"}[kind]
             return self.make("brackets-needed", f"{self.shown} binds looser than `{self.written(self.before)}`", f"put it in brackets: `{form}`")
@@ -366,7 +368,8 @@ class Reader:
         if kind == "RSQB" and "COMMA" in self.fits and "IN" in self.types:
             return self.make("unexpected", "an interval has two ends", "write `in [lo, hi]`; an end may be `inf`")
         if kind in ("NAME", "NUMBER") and "COMMA" in self.fits and "PLUS" not in self.fits and self.before and self.before.type != "COMMA":
-            return self.make("unexpected", f"`,` is missing between `{self.written(self.before)}` and {self.shown}")
+            left, right = self.written(self.before), self.written(self.token)
+            return self.make("unexpected", f"`,` is missing between `{left}` and `{right}`", f"write `{left}, {right}`")
         return None
 
     def operand(self) -> Diagnostic | None:
@@ -374,7 +377,8 @@ class Reader:
         kind, before = self.token.type, self.before
         if {"NAME", "NUMBER"} <= self.fits and kind not in OPERANDS and self.written(self.token) and kind not in BLANK:
             where = f"between `{self.written(before)}` and {self.shown}" if before else f"before {self.shown}"
-            return self.make("unexpected", f"an expression is missing {where}", None if before else "a pipeline begins with a stage: `norm → ema`")
+            help_ = f"write a value before {self.shown}, or delete one of the two" if before else "a pipeline begins with a stage: `norm → ema`"
+            return self.make("unexpected", f"an expression is missing {where}", help_)
         if "PLUS" in self.fits and kind in OPERANDS and before and before.type in ENDS_OPERAND:
             left, right = self.written(before), self.written(self.token)
             if left in FOREIGN_WORDS:

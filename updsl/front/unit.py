@@ -124,7 +124,7 @@ def load_unit(
                     "unknown-file",
                     f"there is no file `{name.id}.upd` beside this one",
                     name.span,
-                    help="library rules need no `use`" if library(name.id) else None,
+                    help=f"delete it: `{name.id}` is a rule of the library" if library(name.id) else "write that file; rules of the library need no `use`",
                 )
             )
         if name.id.casefold() in (*within, stem.casefold()):

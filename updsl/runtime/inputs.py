@@ -13,7 +13,7 @@ import numpy as np
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Key, Tensor
-from updsl.core.ir import Input
+from updsl.core.ir import Dim, Input
 from updsl.front.module import Module
 from updsl.pipeline import Engine
 from updsl.runtime.arrays import supported
@@ -130,7 +130,7 @@ def _shape(item: Input, tensor: Tensor) -> tuple[int | None, ...]:
         case "samples", _:
             return None, *tensor.shape
         case "matrix", _:
-            return None, None
+            return _size(item.type.rows, tensor), _size(item.type.cols, tensor)
         case _, "row":
             return (rows,)
         case _, "column":
@@ -141,6 +141,11 @@ def _shape(item: Input, tensor: Tensor) -> tuple[int | None, ...]:
             return tensor.shape
         case _:
             return ()
+
+
+def _size(d: Dim | None, tensor: Tensor) -> int | None:
+    """A side of a matrix: of the tensor's grid where the rule's text ties it to that, else any."""
+    return d if isinstance(d, int) else dict(zip(("rows", "cols"), tensor.grid, strict=True)).get(d or "")
 
 
 def _shaped(item: Input, key: Key, x: Any, want: tuple[int | None, ...]) -> Any:
