@@ -1,7 +1,4 @@
-"""Writes the tables of functions in docs/language.md from the op table.
-
-    python docs/write_functions.py
-"""
+"""Writes the tables of functions in docs/language.md from the op table: `python docs/write_functions.py`."""
 
 from __future__ import annotations
 

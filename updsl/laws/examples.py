@@ -81,7 +81,8 @@ def _settings(module: Module, example: syntax.Example) -> tuple[dict[str, Consta
             parameters[s.name] = value
             check_bounds(module.parameters[s.name], parameters[s.name])
         else:
-            help_ = did_you_mean(s.name, [*module.parameters, *module.inputs])
+            known = [*module.parameters, *module.inputs]
+            help_ = did_you_mean(s.name, known) or f"it has {', '.join(f'`{n}`' for n in known) or 'none'}"
             raise UpdslError(Diagnostic("unknown-parameter", f"`{module.name}` has no parameter or input `{s.name}`", s.span, help=help_))
     for kind, names in (("parameter", module.parameters), ("input", module.inputs)):
         missing = next((n for n in names if n not in parameters and n not in inputs), None)
