@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format types nightly wheel clean
+.PHONY: help demo test check lint format types docs nightly wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,9 @@ types: $(READY) ## pyrefly
 format: $(READY) ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
+
+docs: $(READY) ## write docs/rules, the gallery of the library
+	$(BIN)/python docs/write_gallery.py
 
 nightly: $(READY) ## the tests with many more random examples
 	$(BIN)/python -m pytest -q -n $(WORKERS) --timeout=3600 --hypothesis-profile=nightly
