@@ -33,7 +33,6 @@ class Optimizer(torch.optim.Optimizer):
         self,
         params: Any,
         rule_or_name: Rule | str | os.PathLike[str],
-        /,
         lr: Any = 1e-3,
         *,
         names: Any = None,
@@ -147,7 +146,7 @@ def moved(stepped: Stepped, name: str) -> torch.Tensor:
     return (out.float() if out.element_size() < 4 else out) * -lr
 
 
-def optimizer(cls: type[torch.optim.Optimizer], rule_or_name: Rule | str | os.PathLike[str], /, **params: Any) -> type[torch.optim.Optimizer]:
+def optimizer(cls: type[torch.optim.Optimizer], rule_or_name: Rule | str | os.PathLike[str], **params: Any) -> type[torch.optim.Optimizer]:
     """The class of an optimizer with a rule before it, for factories, and for optimizers that are pickled or copied: its instances attach the rule again.
 
     cls: a class of torch.optim, or one derived from it. params: the rule's, and `names`, `nonfinite`, `backend`, `seed` as of `updsl.attach`. An instance's

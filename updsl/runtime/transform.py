@@ -28,7 +28,6 @@ attached: WeakKeyDictionary[Optimizer, list[Handle]] = WeakKeyDictionary()
 def attach(
     optimizer: Optimizer | Sequence[Optimizer],
     rule_or_name: Rule | str | os.PathLike[str],
-    /,
     *,
     names: Any = None,
     nonfinite: str = "skip",
