@@ -286,7 +286,7 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
         yields.append(ir.Yield(f"{label}.{name}", new, old, t))
         if is_host(new, cx.hosts) and is_host(old, cx.hosts):
             cx.hosts.add(f"{label}.{name}")
-        twin = cx.twin(f"{label}.{name}", new, old) if is_shared(t) else None
+        twin = cx.twin(f"{label}.{name}", new, old) if is_shared(t) and name not in cx.current else None  # a clock's own twin is a state beside it
         if twin:
             yields.append(ir.Yield(f"{label}.{name}@tensor", *twin, replace(t, scope=TENSOR)))
         return Ref(f"{label}.{name}", "value", t, span=s.span)
