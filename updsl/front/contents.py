@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from updsl.core.diagnostic import Diagnostic
+from updsl.front import sites as places
 from updsl.front import syntax
-from updsl.front.unit import BOTH, BUILTIN_NAMES, FUNCTIONS, Unit
+from updsl.front.unit import BUILTIN_NAMES, FUNCTIONS, Unit
 
 
 def nodes(tree: object) -> Iterator[syntax.Node]:
@@ -28,18 +29,13 @@ def own_names(rule: syntax.Rule) -> frozenset[str]:
 
 
 def applied(rule: syntax.Rule, unit: Unit) -> Iterator[tuple[syntax.Node, syntax.Rule, Unit]]:
-    """Every name in a rule's body that may apply a rule, with that rule. A parameter or a local of the same name hides it."""
-    own = own_names(rule)
-    for node in nodes(rule.body):
-        match node:
-            case syntax.Name(id=name) if name not in own and name not in BUILTIN_NAMES and name not in FUNCTIONS - BOTH:
-                found = unit.find_rule(name)
-            case syntax.Call(callee=name) if name not in FUNCTIONS - BOTH:
-                found = unit.find_rule(name)
-            case _:
-                continue
-        if found:
-            yield node, *found
+    """Every name in a rule's body that may apply a rule, with that rule. (In a branch of an `if` a bare `norm` may turn out to be the function.)"""
+    sites = places.sites_of(rule, unit)
+    for node, in_stage in sites.nodes:
+        if isinstance(node, (syntax.Name, syntax.Call)) and sites.applies_rule(node, in_stage):
+            found = unit.find_rule(node.id if isinstance(node, syntax.Name) else node.callee)
+            if found:
+                yield node, *found
 
 
 def applied_in_circle(
@@ -50,8 +46,6 @@ def applied_in_circle(
     within = (*within, rule)
     for node, other, home in applied(rule, unit):
         if any(other is r for r in within):
-            if other.name in BOTH:  # inside the library's own `norm`, the name is the function
-                continue
             circle = within[[r is other for r in within].index(True) :]
             through = f": {' → '.join(f'`{r.name}`' for r in (*circle, other))}" if len(circle) > 1 else ""
             help_ = "a rule cannot be its own stage; `repeat n times (…)` repeats a pipeline"

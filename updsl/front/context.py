@@ -248,12 +248,6 @@ class Context:
 
     # --- names ---
 
-    def sites(self, declaration: syntax.Rule | syntax.Fn, unit: Unit) -> Sites:
-        found = unit.sites.get(id(declaration))
-        if found is None:
-            found = unit.sites[id(declaration)] = Sites(declaration, unit)
-        return found
-
     def emit(self, env: Env, label: str, value: Value, span: Span) -> Value:
         """Give the value a name in the Program, if it is not one already."""
         if isinstance(value.expr, (Const, Ref)):

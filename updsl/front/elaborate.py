@@ -20,6 +20,7 @@ from updsl.core.source import Span
 from updsl.front import instances, regex, statements, syntax
 from updsl.front.context import NAME_CODES, POISON, Context, Default, Env, Facts, Flag, Instance, Reduction, Value
 from updsl.front.module import Module
+from updsl.front.sites import sites_of
 from updsl.front.unit import Constant, Unit
 
 MAX_PASSES = 60
@@ -153,8 +154,8 @@ def _walk(cx: Context) -> Program:
         else:
             values[name] = Value(Ref(name, "param", Type(ALL)), float(value), frozenset((name,)))
     g = Value(Ref("g", "builtin", statements.GRID))
-    main = Instance(module.rule, module.unit, "", values, g, cx.sites(module.rule, module.unit).has_clock)
-    env = Env(module.unit, cx.sites(module.rule, module.unit), "", main, Default(TENSOR), Flag(), g)
+    main = Instance(module.rule, module.unit, "", values, g, sites_of(module.rule, module.unit).has_clock)
+    env = Env(module.unit, sites_of(module.rule, module.unit), "", main, Default(TENSOR), Flag(), g)
     try:
         out = instances.run(cx, env, None)
         _check_out(cx, out)

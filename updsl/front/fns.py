@@ -7,6 +7,7 @@ from dataclasses import replace
 from updsl.front import expression as expressions
 from updsl.front import functions, syntax
 from updsl.front.context import POISON, Context, Env, Value
+from updsl.front.sites import sites_of
 from updsl.front.unit import Unit
 
 
@@ -39,7 +40,7 @@ def _inside(cx: Context, env: Env, e: syntax.Call, site: syntax.Node, fn: syntax
     arguments: dict[str, Value] = {}
     inner = Env(
         unit,
-        cx.sites(fn, unit),
+        sites_of(fn, unit),
         env.path + prefix,
         None,
         env.default,

@@ -11,6 +11,7 @@ from updsl.core.source import Span
 from updsl.front import expression as expressions
 from updsl.front import functions, statements, states, syntax
 from updsl.front.context import POISON, Context, Env, Instance, Value
+from updsl.front.sites import sites_of
 from updsl.front.unit import Unit
 
 
@@ -34,7 +35,7 @@ def apply_rule(cx: Context, env: Env, e: syntax.Node, name: str, arguments: tupl
     env.it_read.used = True
     caller = env.instance
     caller.begun = caller.begun or span
-    if cx.sites(rule, unit).writes_weights and not any(e is n for n in final(env.sites.declaration.body)):
+    if sites_of(rule, unit).writes_weights and not any(e is n for n in final(env.sites.declaration.body)):
         return cx.error(
             "writes-weights-inside",
             f"`{rule.name}` writes the weights, and is not the last stage",
@@ -48,10 +49,10 @@ def apply_rule(cx: Context, env: Env, e: syntax.Node, name: str, arguments: tupl
         return POISON
     if env.it.type.window:
         return cx.error("window-outside", "a window stands only under a reduction", span, help="reduce it over time first: `median(x → history(9)) → …`")
-    inner = Instance(rule, unit, path, parameters, env.it, caller.own_clock or env.guarded or cx.sites(rule, unit).has_clock)
+    inner = Instance(rule, unit, path, parameters, env.it, caller.own_clock or env.guarded or sites_of(rule, unit).has_clock)
     before = cx.weight
     with cx.applying(f"`{rule.name}` is applied here", span):
-        value = run(cx, Env(unit, cx.sites(rule, unit), path, inner, env.default, env.per_used, env.it, population=env.population, guarded=env.guarded), before)
+        value = run(cx, Env(unit, sites_of(rule, unit), path, inner, env.default, env.per_used, env.it, population=env.population, guarded=env.guarded), before)
     caller.subtree.extend(inner.subtree)
     return value
 
@@ -100,7 +101,7 @@ def bind_parameters(
     if given is None:
         return None
     bound: dict[str, Value] = {}
-    defaults = Env(unit, cx.sites(rule, unit), path, None, env.default, env.per_used, arguments=bound)
+    defaults = Env(unit, sites_of(rule, unit), path, None, env.default, env.per_used, arguments=bound)
     for p in rule.parameters:
         text = given.get(p.name, p.default)
         if text is None:

@@ -30,7 +30,7 @@ class Sites:
     @cached_property
     def has_clock(self) -> bool:
         """Whether the steps of the declared rule may be undone or restarted, so that its `t` is its own."""
-        return any(isinstance(n, syntax.Skip) or (isinstance(n, syntax.Reset) and not n.names) for n, _ in _walk(self.text, True))
+        return any(isinstance(n, syntax.Skip) or (isinstance(n, syntax.Reset) and not n.names) for n, _ in self.nodes)
 
     @cached_property
     def writes_weights(self) -> bool:
@@ -42,9 +42,14 @@ class Sites:
         return self._labels[kind, id(node)]
 
     @cached_property
+    def nodes(self) -> tuple[tuple[syntax.Node, bool], ...]:
+        """Every node of the text in order, with whether it is a whole stage, or all that a rule, arm, return or repeat gives."""
+        return tuple(_walk(self.text, True))
+
+    @cached_property
     def locals(self) -> frozenset[str]:
         """Names that the declaration's own text defines."""
-        return frozenset(name for node in _walk(self.text, True) for name in _defined(node[0]))
+        return frozenset(name for node, _ in self.nodes for name in _defined(node))
 
     def applies_rule(self, node: syntax.Expr, in_stage: bool) -> bool:
         """Whether this name or call stands for a rule. `in_stage`: it is a whole stage, or all that a rule, arm, return or repeat gives."""
@@ -67,7 +72,7 @@ class Sites:
     @cached_property
     def _labels(self) -> dict[tuple[str, int], str]:
         made: dict[str, list[tuple[int, str]]] = {"rule": [], "state": [], "watch": [], "value": [], "flow": []}
-        for node, in_stage in _walk(self.text, True):
+        for node, in_stage in self.nodes:
             for kind, base in self._made(node, in_stage):
                 made[kind].append((id(node), base))
             match node:
@@ -119,6 +124,14 @@ class Sites:
                     yield "value", name
                 elif name in _NAMED or (name not in self.locals | self.parameters and self.unit.find_fn(name)):
                     yield "value", name
+
+
+def sites_of(declaration: syntax.Rule | syntax.Fn, unit: Unit) -> Sites:
+    """The places of a declaration, found once."""
+    found = unit.sites.get(id(declaration))
+    if found is None:
+        found = unit.sites[id(declaration)] = Sites(declaration, unit)
+    return found
 
 
 def _defined(node: syntax.Node) -> Iterator[str]:

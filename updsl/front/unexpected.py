@@ -377,7 +377,8 @@ class Reader:
         kind, before = self.token.type, self.before
         if {"NAME", "NUMBER"} <= self.fits and kind not in OPERANDS and self.written(self.token) and kind not in BLANK:
             where = f"between `{self.written(before)}` and {self.shown}" if before else f"before {self.shown}"
-            help_ = f"write a value before {self.shown}, or delete one of the two" if before else "a pipeline begins with a stage: `norm → ema`"
+            drop = f"`{self.written(before)}`" if before and kind in ("RPAR", "RSQB") else "one of the two"
+            help_ = f"write a value before {self.shown}, or delete {drop}" if before else "a pipeline begins with a stage: `norm → ema`"
             return self.make("unexpected", f"an expression is missing {where}", help_)
         if "PLUS" in self.fits and kind in OPERANDS and before and before.type in ENDS_OPERAND:
             left, right = self.written(before), self.written(self.token)
