@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from updsl.back.torch_plan import BY_ORDER
-from updsl.back.torch_writer import DTYPES, Arg, Code, Kind, Writer, literal
+from updsl.back.torch_writer import ATOM, DTYPES, RANKS, UNARY, Arg, Code, Kind, Writer, literal
 from updsl.core.diagnostic import InternalError
 from updsl.core.ir import NUMBER, Apply, Const, Expr, Reduce, Ref, Type, is_shared, joined
 from updsl.core.ops import OPS, Op
@@ -131,10 +131,10 @@ class Expressions(Writer):
         count = self.count_of(op, codes, e.type) if e.type.window else ""
         if count:
             codes = [self.newest(c, e.type.window) for c in codes]
-        text, atom = self.templated(op, codes, kind)
+        text, rank = self.templated(op, codes, kind)
         whole = joined(*(c.type for c in codes if c.kind != "literal"))
         here = replace(e.type, scope=whole.scope, samples=whole.samples)
-        c = Code(text, here, kind, all(c.flat for c in codes), atom, 1 + max(c.depth for c in codes), count)
+        c = Code(text, here, kind, all(c.flat for c in codes), rank, 1 + max(c.depth for c in codes), count)
         return c if whole.scope == e.type.scope and whole.samples == e.type.samples else self.spread(c, e.type)
 
     def promoted(self, codes: Sequence[Code], kept: Sequence[int]) -> list[Code]:
@@ -142,12 +142,12 @@ class Expressions(Writer):
         wide = any(c.kind == "tensor" and not c.flat and i not in kept for i, c in enumerate(codes))
         return [c if i in kept or c.kind != "host" or (c.flat and wide) else self.cast(c) for i, c in enumerate(codes)]
 
-    def templated(self, op: Op, codes: Sequence[Code], kind: Kind) -> tuple[str, bool]:
-        """The op's template filled in, and whether it needs no brackets."""
+    def templated(self, op: Op, codes: Sequence[Code], kind: Kind) -> tuple[str, int]:
+        """The op's template filled in, and how tightly it binds."""
         if op.name == "pow":
             x, y = codes
             if (y.kind == "literal" and y.value != 0) or (x.kind == "literal" and x.value != 1):
-                return self.call("torch.pow", x.text, y.text), True
+                return self.call("torch.pow", x.text, y.text), ATOM
         template = op.torch or f"runtime.{op.name}({', '.join(f'{{{name}}}' for name in op.args)})"
         called = template.startswith(("torch.", "runtime."))
         if op.name == "select":
@@ -157,11 +157,14 @@ class Expressions(Writer):
             codes = [c, x, y]
         elif called:
             codes = [self.tensor(c, kind) for c in codes]
-        fields = {}
-        for name, c in zip(op.args, codes, strict=True):
-            once = template.count(f"{{{name}}}") == 1
-            fields[name] = (c.text if called and once else c.bracketed) if once else self.named(c).bracketed
-        return template.format(**fields), called
+        codes = [c if template.count(f"{{{name}}}") == 1 else self.named(c) for name, c in zip(op.args, codes, strict=True)]
+        if called:
+            return template.format(**{name: c.text for name, c in zip(op.args, codes, strict=True)}), ATOM
+        if len(codes) == 1:
+            return template.format(**{op.args[0]: codes[0].bracketed}), UNARY
+        rank = RANKS[template.split()[1]]
+        x, y = codes
+        return template.format(x=x.within(rank if rank > 1 else rank + 1), y=y.within(rank + 1)), rank
 
     def count_of(self, op: Op, codes: Sequence[Code], t: Type) -> str:
         """How many slots of the result are filled."""
@@ -180,7 +183,7 @@ class Expressions(Writer):
     def newest(self, c: Code, n: int) -> Code:
         if not c.count or c.type.window == n:
             return c
-        return replace(c, text=self.call("runtime.newest", c.text, str(n), str(self.time_axis)), atom=True, type=replace(c.type, window=n))
+        return replace(c, text=self.call("runtime.newest", c.text, str(n), str(self.time_axis)), rank=ATOM, type=replace(c.type, window=n))
 
     # --- reductions, selections, samples -----------------------------------------------------------------------------
 
@@ -269,7 +272,8 @@ class Expressions(Writer):
             case _:
                 text = self.call("runtime.bernoulli", random.text, codes[0].text)
         whole = replace(e.type, samples=any(c.type.samples for c in codes))
-        return self.spread(Code(f"({text}).to({self.real})", whole, "tensor", flat=random.flat, depth=1 + max(c.depth for c in codes)), e.type)
+        dtype = "torch.bool" if e.type.boolean else self.real
+        return self.spread(Code(f"({text}).to({dtype})", whole, "tensor", flat=random.flat, depth=1 + max(c.depth for c in codes)), e.type)
 
     # --- what elaboration makes --------------------------------------------------------------------------------------
 
@@ -296,7 +300,7 @@ class Expressions(Writer):
         if dtype in (None, "state"):
             return self.cast(c)
         kind = self.arg("weight_dtype") if dtype == "weight" else DTYPES[str(dtype)]
-        return replace(c, text=f"{self.call('runtime.rounded', c.text, kind)}.to({self.real})", atom=True, kind="tensor")
+        return replace(c, text=f"{self.call('runtime.rounded', c.text, kind)}.to({self.real})", rank=ATOM, kind="tensor")
 
     def push(self, window: Code, x: Code, t: Type) -> Code:
         x = self.cast(self.tensor(x if t.boolean else self.numeric(x), "tensor"))

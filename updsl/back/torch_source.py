@@ -15,7 +15,7 @@ from updsl.back.torch_body import Root
 from updsl.back.torch_expression import Expressions
 from updsl.back.torch_names import Names, to_identifier
 from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan
-from updsl.back.torch_writer import DTYPES, Arg, Code, Known, literal
+from updsl.back.torch_writer import ATOM, DTYPES, Arg, Code, Known, literal
 from updsl.core.diagnostic import printable
 from updsl.core.ir import Apply, Binding, Program, Reduce, State, Type, is_shared
 from updsl.core.ops import OPS
@@ -156,7 +156,7 @@ def bind(writer: Expressions, b: Binding) -> None:
     name = writer.line(b.name, c.text, _comment(b.span))
     if c.type.scope == ELEMENT:
         writer.full.add(name)
-    writer.bound[b.name] = replace(c, text=name, atom=True, depth=0, count=count)
+    writer.bound[b.name] = replace(c, text=name, rank=ATOM, depth=0, count=count)
 
 
 def part(writer: Expressions, e: Reduce | Apply, label: str) -> str:
@@ -165,7 +165,7 @@ def part(writer: Expressions, e: Reduce | Apply, label: str) -> str:
     xs, _, have, _ = writer.operands(e)
     if not writer.local:
         shape = "(1, -1, 1, 1)" if have.samples else "(1, 1, 1)"
-        xs = [replace(x, text=f"{x.bracketed}.reshape{shape}", atom=True) for x in xs]
+        xs = [replace(x, text=f"{x.bracketed}.reshape{shape}", rank=ATOM) for x in xs]
     if not isinstance(e, Reduce):
         return writer.named(xs[0]).text
     if e.op in BY_ORDER:
@@ -205,7 +205,7 @@ def state_texts(writer: Expressions, c: Code, state: State) -> list[tuple[str, s
     if not state.type.boolean:
         c = writer.cast(writer.tensor(c, "tensor" if c.kind == "literal" else "host"))
         if state.dtype is not None:
-            c = replace(c, text=writer.call("runtime.rounded", c.text, DTYPES[state.dtype]), atom=True)
+            c = replace(c, text=writer.call("runtime.rounded", c.text, DTYPES[state.dtype]), rank=ATOM)
     texts = [("state", writer.named(c, f"new {state.name}").text)]
     return [*texts, ("state count", c.count)] if state.type.window else texts
 

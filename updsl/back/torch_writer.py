@@ -17,6 +17,9 @@ from updsl.core.ir import NUMBER, Dim, Program, Type, is_shared
 from updsl.core.scope import ELEMENT
 
 Kind = Literal["literal", "host", "tensor"]
+ATOM, UNARY = 9, 8
+RANKS = {"*": 7, "/": 7, "+": 6, "-": 6, "&": 4, "|": 3, "<": 1, "<=": 1, ">": 1, ">=": 1, "==": 1, "!=": 1}
+"""How tightly Python's operators bind."""
 DTYPES = {"float64": "torch.float64", "float32": "torch.float32", "bfloat16": "torch.bfloat16", "float16": "torch.float16"}
 
 
@@ -31,21 +34,25 @@ class Arg:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A rendered expression. `type` describes its shape exactly; flat: without dimensions; atom: needs no brackets; count: of a
+    """A rendered expression. `type` describes its shape exactly; flat: without dimensions; rank: how tightly its outermost operator binds; count: of a
     window, how many slots are filled."""
 
     text: str
     type: Type
     kind: Kind
     flat: bool = False
-    atom: bool = True
+    rank: int = ATOM
     depth: int = 0
     count: str = ""
     value: float | bool = 0.0
 
     @property
     def bracketed(self) -> str:
-        return self.text if self.atom else f"({self.text})"
+        return self.within(ATOM)
+
+    def within(self, rank: int) -> str:
+        """The text, in brackets if it binds less tightly than `rank`."""
+        return self.text if self.rank >= rank else f"({self.text})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ def literal(value: float | bool) -> Code:
         return Code(str(bool(value)), replace(NUMBER, boolean=True), "literal", flat=True, value=bool(value))
     value = float(value)
     text = repr(value) if math.isfinite(value) else "math.nan" if math.isnan(value) else "math.inf" if value > 0 else "-math.inf"
-    return Code(text, NUMBER, "literal", flat=True, atom=text[0] != "-", value=value)
+    return Code(text, NUMBER, "literal", flat=True, rank=UNARY if text[0] == "-" else ATOM, value=value)
 
 
 @dataclass
@@ -114,12 +121,12 @@ class Writer:
 
     def named(self, c: Code, wish: str = "") -> Code:
         """The same value by name."""
-        if c.kind == "literal" or (c.atom and c.text.isidentifier()):
+        if c.kind == "literal" or c.text.isidentifier():
             return c
         name = self.line(wish or self.subject, c.text)
         if c.type.scope == ELEMENT:
             self.full.add(name)
-        return replace(c, text=name, atom=True, depth=0)
+        return replace(c, text=name, rank=ATOM, depth=0)
 
     def call(self, function: str, *args: str) -> str:
         return f"{function}({', '.join(a for a in args if a)})"
@@ -160,11 +167,11 @@ class Writer:
     def aligned(self, c: Code, want: Type) -> Code:
         """c with the dimensions of `want`, those along which it is constant with size 1."""
         have = c.type
-        text, atom = c.text, c.atom
+        text, rank = c.text, c.rank
         if c.flat:
             return c
         if have.scope.size and want.scope == ELEMENT:
-            text, atom = self.call("runtime.from_blocks", text, str(have.scope.size), *self.cells(want)), True
+            text, rank = self.call("runtime.from_blocks", text, str(have.scope.size), *self.cells(want)), ATOM
         suffix = ""
         if want.samples and not have.samples and self.local:
             suffix += ".unsqueeze(1)"
@@ -172,11 +179,11 @@ class Writer:
         if want.window and not have.window:
             suffix += f".unsqueeze({self.time_axis})"
         if suffix:
-            text, atom = f"{text if atom else f'({text})'}{suffix}", True
+            text, rank = f"{text if rank == ATOM else f'({text})'}{suffix}", ATOM
         scope = want.scope if have.scope.size and want.scope == ELEMENT else have.scope
         grid = want if scope != have.scope else have
         here = replace(have, scope=scope, rows=grid.rows, cols=grid.cols)
-        return replace(c, text=text, atom=atom, count=count, type=here)
+        return replace(c, text=text, rank=rank, count=count, type=here)
 
     def spread(self, c: Code, want: Type) -> Code:
         """c with exactly the shape of `want`."""
@@ -190,7 +197,7 @@ class Writer:
             return replace(c, type=want)
         count = f"{c.count}.expand({self.shape(replace(want, samples=False, window=1))})" if c.count else ""
         whole = replace(want, window=have.window if c.count else want.window)
-        return replace(c, text=f"{c.bracketed}.expand({self.shape(whole)})", atom=True, type=whole, flat=False, count=count)
+        return replace(c, text=f"{c.bracketed}.expand({self.shape(whole)})", rank=ATOM, type=whole, flat=False, count=count)
 
     def numeric(self, c: Code) -> Code:
         """A boolean as 0 or 1."""
@@ -199,17 +206,17 @@ class Writer:
         number = replace(c.type, boolean=False)
         if c.kind == "literal":
             return literal(float(c.value))
-        return replace(c, text=f"{c.bracketed}.to({'torch.float64' if c.kind == 'host' else self.real})", atom=True, type=number)
+        return replace(c, text=f"{c.bracketed}.to({'torch.float64' if c.kind == 'host' else self.real})", rank=ATOM, type=number)
 
     def cast(self, c: Code) -> Code:
         """A host value in the compute dtype."""
         if c.kind != "host" or c.type.boolean:
             return replace(c, kind="tensor") if c.kind == "host" else c
-        return replace(c, text=f"{c.bracketed}.to({self.real})", atom=True, kind="tensor")
+        return replace(c, text=f"{c.bracketed}.to({self.real})", rank=ATOM, kind="tensor")
 
     def tensor(self, c: Code, kind: Kind = "host") -> Code:
         """A literal as a tensor without dimensions: in float64, or in the compute dtype if it stands for a tensor value."""
         if c.kind != "literal":
             return c
         dtype = "torch.bool" if c.type.boolean else "torch.float64" if kind == "host" else self.real
-        return replace(c, text=self.call("runtime.number", c.text, dtype, self.device), atom=True, kind="tensor" if kind == "tensor" else "host")
+        return replace(c, text=self.call("runtime.number", c.text, dtype, self.device), rank=ATOM, kind="tensor" if kind == "tensor" else "host")
