@@ -250,6 +250,29 @@ def test_equals_the_mathematics(name, statement, hyper, record_property):
     record_property("mathematics", f"{name} {worst:.17g}")
 
 
+def to_torch(x):
+    import torch
+
+    return {n: to_torch(a) for n, a in x.items()} if isinstance(x, Mapping) else torch.tensor(x, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_torch_equals_the_interpreter(name):
+    """A dozen steps, float64, at the first settings."""
+    rule = updsl.load(name, **SETTINGS.get(name, [{}])[0])
+    given = run_of(rule)
+    slow, fast, w = rule.interpret.init(given.w), rule.init(given.w), given.w
+    for t, g in enumerate(given.stream[:14]):
+        inputs = {n: x[t] for n, x in given.inputs.items()}
+        expected, slow, new, _ = rule.interpret.update(g, slow, w, lr=LR, **inputs)
+        found, fast, written, _ = rule.update(to_torch(g), fast, to_torch(w), lr=LR, **{n: to_torch(x) for n, x in inputs.items()})
+        for got, wanted in ((found, expected), (written or {}, new or {})):
+            assert set(got) == set(wanted)
+            for n, x in wanted.items():
+                assert np.max(np.abs(got[n].numpy() - x)) <= 1e-9 * (np.max(np.abs(x)) or 1)
+        w = new if new is not None else w
+
+
 def test_every_rule_is_compared():
     assert set(RULES) - set(REFERENCES) == DRAWN
     assert {name for name, hyper in SETTINGS.items() if len(hyper) < 3} <= {"orthogonal_gradient"}
