@@ -211,7 +211,7 @@ def _check_out(cx: Context, out: Value) -> None:
             "grid-mismatch",
             f"the rule returns a grid of {cx.grid(out.type)}, and its gradient is {cx.grid(statements.GRID)}",
             span,
-            help="return something of the gradient's own grid: `P @ u`, `x.T`",
+            help="return something of the gradient's own grid: such as `P @ u`",
         )
 
 
@@ -310,15 +310,21 @@ def fn_mistakes(unit: Unit) -> list[Diagnostic]:
 
 
 def of_text(by_probe: list[tuple[Diagnostic, ...]]) -> list[Diagnostic]:
-    """What every probe shows, and mistakes in names from any; one for each place."""
+    """What every probe shows, and mistakes in names from any; one for each place. Grids that agree for square tensors alone are warned of."""
     found: dict[tuple, Diagnostic] = {}
-    for probe in by_probe:
-        for d in probe:
-            key = (d.code, d.span.source.name, d.span.start)
-            everywhere = all(any((o.code, o.span.source.name, o.span.start) == key for o in p) for p in by_probe)
-            if everywhere or d.code in NAME_CODES or d.severity == "warning":
-                found.setdefault(key, d)
+    places = [{_place(d) for d in probe} for probe in by_probe]
+    matrices = [p for shape, p in zip(PROBES, places, strict=True) if len(shape) > 1]
+    for d in (d for probe in by_probe for d in probe):
+        key = _place(d)
+        if all(key in p for p in places) or d.code in NAME_CODES or d.severity == "warning":
+            found.setdefault(key, d)
+        elif d.code == "grid-mismatch" and all(key in p for p in matrices):
+            found.setdefault(key, replace(d, severity="warning", notes=(*d.notes, "only a square tensor, or one of a single entry, can be used here")))
     return sorted(found.values(), key=lambda d: (d.span.source.name, d.span.start))
+
+
+def _place(d: Diagnostic) -> tuple[str, str, int]:
+    return d.code, d.span.source.name, d.span.start
 
 
 @contextmanager

@@ -138,7 +138,7 @@ class Formula:
             case "min" | "max":
                 return ATOM, rf"\{name}" + index(self.scope if len(every) == 1 else "") + brackets(", ".join(every))
             case "clamp":
-                return ATOM, rf"\min\left(\max\left({x}, {every[1]}\right), {every[2]}\right)"
+                return ATOM, r"\min" + brackets(rf"\max{brackets(f'{x}, {every[1]}')}, {every[2]}")
             case "mod":
                 return ATOM, brackets(rf"{x} \ \mathrm{{mod}}\  {every[1]}")
             case "eye":
@@ -288,7 +288,7 @@ class Formula:
         centre = self.centre(e.measure)
         if centre is None:
             return PRODUCT, rf"{self.flow}\,{factor}"
-        return SUM, rf"{centre} + \left({self.flow} - {centre}\right)\,{factor}"
+        return SUM, rf"{centre} + {brackets(f'{self.flow} - {centre}')}\,{factor}"
 
     def centre(self, measure: syntax.Expr) -> str | None:
         """What the measure is about, of what flows."""
@@ -324,7 +324,8 @@ def factors(e: syntax.Expr) -> tuple[list[syntax.Expr], list[syntax.Expr]]:
 
 
 def brackets(text: str) -> str:
-    return rf"\left({text}\right)"
+    """Brackets as high as what is in them."""
+    return rf"\left({text}\right)" if r"\frac" in text or r"\begin" in text else f"({text})"
 
 
 def index(*parts: str) -> str:

@@ -33,7 +33,7 @@ def formulas(module: Module) -> list[list[tuple[int, str]]]:
 def _declaration(d: syntax.Rule | syntax.Fn, unit: Unit) -> Iterator[tuple[int, str]]:
     formula = formula_of(d, unit)
     parameters = LIST.join(formula.names[p.name] for p in d.parameters)
-    head = word(d.name) + (rf"\left({parameters}\right)" if parameters else "")
+    head = word(d.name) + (f"({parameters})" if parameters else "")
     if isinstance(d, syntax.Fn):
         yield 0, f"{head} = {formula.part(d.body)}"
         return

@@ -23,7 +23,8 @@ def declare(cx: Context, env: Env, item: syntax.StateItem) -> None:
     assert me is not None
     init = initial(cx, env, item)
     name = env.path + env.sites.label(item, "state") + env.rounds
-    cx.diagnostics.extend(d for d in cx.facts.mistaken.get(name, ()) if d not in cx.diagnostics)
+    told = (d for d in cx.facts.mistaken.get(name, ()) if d.code != "state-scope")  # what a wrong update makes of a state says nothing of its scope
+    cx.diagnostics.extend(d for d in told if d not in cx.diagnostics)
     if init.poisoned:
         mistake(cx, name)
         me.names[-1][item.name] = Slot("state", init, item.name_span, name, me.depth)

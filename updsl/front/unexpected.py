@@ -386,6 +386,8 @@ class Reader:
                 return self.make("foreign-word", f"`{left}` is not a word of the language", FOREIGN_WORDS[left], at=before)
             if (word := self.misspelled(before)) is not None:
                 return word
+            if kind == "IF":
+                return self.make("unexpected", f"the condition of an `if` comes first, and `{left}` stands before it", f"write `if … then {left} else …`")
             pipeline = f", or `{left} → {right}` for a pipeline" if before.type in ("NAME", "RPAR") and kind in ("NAME", "CLIP", "IF", "REPEAT") else ""
             return self.make("unexpected", f"an operator is missing between `{left}` and `{right}`", f"write `{left}*{right}`{pipeline}")
         return None
