@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from updsl import pipeline
 from updsl.middle.verify import verify
 
-CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 settings.register_profile("quick", derandomize=True, deadline=None, database=None, suppress_health_check=CHECKS)
 settings.register_profile("nightly", max_examples=5000, deadline=None, suppress_health_check=CHECKS)
 settings.load_profile("quick")
