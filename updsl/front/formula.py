@@ -6,7 +6,7 @@ x → f(a) is f(x; a); longer pipelines keep their arrows, in which · stands fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from updsl.core.ops import OPS, REDUCTIONS
@@ -206,13 +206,14 @@ class Formula:
         return text
 
     def cases(self, e: syntax.If) -> str:
-        rows = []
-        while isinstance(e, syntax.If):
-            rows.append((self(e.then), e.condition))
-            e = e.otherwise
-        return self.choice([*rows, (self(e), None)])
+        rows: list[tuple[str, syntax.Expr | None]] = []
+        last: syntax.Expr = e
+        while isinstance(last, syntax.If):
+            rows.append((self(last.then), last.condition))
+            last = last.otherwise
+        return self.choice([*rows, (self(last), None)])
 
-    def choice(self, rows: list[tuple[str, syntax.Expr | None]]) -> str:
+    def choice(self, rows: Sequence[tuple[str, syntax.Expr | None]]) -> str:
         """The value whose condition is the first to hold; None holds always."""
         conditions = [r"\text{otherwise}" if c is None else rf"\text{{if }} {self.part(c)}" for _, c in rows]
         return r"\begin{cases} " + r" \\ ".join(f"{text} & {c}" for (text, _), c in zip(rows, conditions, strict=True)) + r" \end{cases}"
@@ -249,7 +250,7 @@ class Formula:
                 return replace(self, flow=head).clip(stage)
             case syntax.Clip() | syntax.Repeat():
                 return ATOM, self.as_map(stage) + brackets(head)
-            case _ if self.is_map(stage):
+            case syntax.Name() | syntax.Call() if self.is_map(stage):
                 return ATOM, self.applied(stage, head)
             case _:
                 return replace(self, flow=head).bare(stage)
@@ -267,7 +268,7 @@ class Formula:
                 stages = body.stages if isinstance(body, syntax.Pipe) else (body,)
                 inner = r" \to ".join(replace(self, whole=True).as_map(s) for s in stages)
                 return f"{brackets(inner)}^{{{self.part(count)}}}"
-            case _ if self.is_map(stage):
+            case syntax.Name() | syntax.Call() if self.is_map(stage):
                 return self.applied(stage, None)
             case _:
                 return self(stage, SUM, flow=FLOW)
@@ -292,15 +293,21 @@ class Formula:
 
     def centre(self, measure: syntax.Expr) -> str | None:
         """What the measure is about, of what flows."""
-        name = getattr(measure, "id", None) or getattr(measure, "callee", None)
-        known = name is None or name in self.sites.locals or name in self.sites.parameters or name in FUNCTIONS
+        match measure:
+            case syntax.Name(id=name):
+                given, named = [], {}
+            case syntax.Call(callee=name, arguments=arguments):
+                given, named = self.arguments(arguments)
+            case _:
+                return None
+        known = name in self.sites.locals or name in self.sites.parameters or name in FUNCTIONS
         found = None if known else self.sites.unit.find_fn(name)
         if found is None or found[0].about is None:
             return None
         fn, home = found
-        given, named = ([], {}) if isinstance(measure, syntax.Name) else self.arguments(measure.arguments)
         others = dict(zip([p.name for p in fn.parameters][1:], given[1:], strict=False)) | named
-        return Formula(Sites(fn, home), {**others, fn.parameters[0].name: self.flow}, self.flow, self.scope, whole=False)(fn.about, PRODUCT)
+        there = Formula(Sites(fn, home), {**others, fn.parameters[0].name: self.flow}, self.flow, self.scope, whole=False)
+        return there(found[0].about, PRODUCT)
 
 
 def formula_of(declaration: syntax.Rule | syntax.Fn, unit: Unit) -> Formula:

@@ -80,8 +80,9 @@ def statement(s: syntax.Statement, formula: Formula, depth: int) -> Iterator[tup
 
 def _match(arms: tuple[syntax.Arm, ...], formula: Formula, depth: int) -> Iterator[tuple[int, str]]:
     """Arms that are expressions as cases; else each arm as a block."""
-    if not any(isinstance(a.body, tuple) for a in arms):
-        yield depth, spaced(keyword("return"), formula.choice([(formula(a.body), a.condition) for a in arms]))
+    cases = [(formula(a.body), a.condition) for a in arms if not isinstance(a.body, tuple)]
+    if len(cases) == len(arms):
+        yield depth, spaced(keyword("return"), formula.choice(cases))
         return
     for i, arm in enumerate(arms):
         if arm.condition is None:
