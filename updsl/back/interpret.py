@@ -18,9 +18,8 @@ from updsl.core import numeric
 from updsl.core.frame import Frame, Key, Result, RuleState, Tensor
 from updsl.core.ir import Apply, Binding, Every, Expr, Program, Reduce, Type
 from updsl.core.schedule import Guarded, Local, Shared, Step, merge
-from updsl.core.scope import ELEMENT, TENSOR
+from updsl.core.scope import TENSOR
 
-ENTRY = Type(ELEMENT, "rows", "cols")
 """One number for each entry of the parameter."""
 
 
@@ -115,7 +114,7 @@ def together(now: Moment, exprs: Mapping[int, Expr]) -> dict[Key, Value]:
 
 def guarded(now: Moment, blocks: Mapping[int, Every], body: Sequence[Step]) -> None:
     """The body, in the classes in which it is due; then what the rest of the step sees of it."""
-    due = {c: block for c, block in blocks.items() if now.run >= block.start and (now.run - block.start) % block.count == 0}
+    due = {c: block for c, block in blocks.items() if block.is_due(now.run)}
     execute(now, body if len(due) == len(blocks) else merge({c: block.body for c, block in due.items()}))
     for c in sorted(blocks, key=lambda c: c in due):
         for y in blocks[c].yields:
@@ -133,9 +132,9 @@ def emit(now: Moment) -> tuple[dict[str, Array], dict[str, Array]]:
         for at in now.places((c,), TENSOR):
             name = at.name
             if program.weight is not None:
-                weights[name] = now.off_grid(now.array(program.weight, ENTRY, at), ENTRY, at)
+                weights[name] = now.off_grid(now.array(program.weight, GRID, at), GRID, at)
             if program.weight is None or program.returns:
-                out[name] = now.off_grid(now.array(program.out, ENTRY, at), ENTRY, at)
+                out[name] = now.off_grid(now.array(program.out, GRID, at), GRID, at)
             else:
                 out[name] = np.asarray(now.frame.w[name], np.float64) - weights[name]
     return {name: out[name] for name in now.frame.g}, {name: weights[name] for name in now.frame.g if name in weights}

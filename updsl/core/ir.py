@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from updsl.core.scope import ALL, Scope
+from updsl.core.scope import ALL, ELEMENT, Scope
 from updsl.core.source import NOWHERE, Span
 
 Dim: TypeAlias = str | int
@@ -41,6 +41,8 @@ class Type:
     boolean: bool = False
 
 
+GRID = Type(ELEMENT, "rows", "cols")
+"""One value for each entry of the parameter: of g, w and streams."""
 NUMBER = Type(ALL)
 CONDITION = Type(ALL, boolean=True)
 
@@ -126,6 +128,10 @@ class Every:
     body: tuple[Statement, ...]
     yields: tuple[Yield, ...]
     span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
+
+    def is_due(self, run: int) -> bool:
+        """Whether the block runs on this step of the run."""
+        return run >= self.start and (run - self.start) % self.count == 0
 
 
 Statement: TypeAlias = Binding | Every

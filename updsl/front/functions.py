@@ -253,7 +253,10 @@ def reduce(cx: Context, env: Env, op: str, values: list[Value], static: tuple, s
         result = on_grid(over, t.rows, t.cols, samples=t.samples, boolean=OPS[op].boolean)
     if op == "quantile" and isinstance(q := values[-1].static, float) and not 0 <= q <= 1:
         return cx.error(
-            "parameter-out-of-bounds", f"`quantile` takes a share between 0 and 1, and this is {q:g}", span, help=f"write `{q:g}%`, or a number such as `0.9`"
+            "parameter-out-of-bounds",
+            f"`quantile` takes a share between 0 and 1, and this is {q:g}",
+            span,
+            help=f"write `{q:g}%`" if 2 <= q <= 100 else "write a number from 0 to 1, or from `0%` to `100%`",
         )
     if len(values) > len(operands) and not values[-1].type.scope <= over:
         return cx.error(

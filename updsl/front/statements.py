@@ -17,7 +17,6 @@ from updsl.front.context import POISON, Context, Env, Flag, Instance, Slot, Valu
 from updsl.front.unit import BOTH, BUILTIN_NAMES, FORBIDDEN, FUNCTIONS
 
 NEVER = 2**62
-GRID = Type(ELEMENT, "rows", "cols")
 
 
 def body(cx: Context, env: Env, text: syntax.Expr | tuple[syntax.Statement, ...]) -> Value:

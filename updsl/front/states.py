@@ -60,12 +60,14 @@ def check_declared_scope(cx: Context, env: Env, item: syntax.StateItem, name: st
     wanted = expressions.scope_of(cx, env, item.scope) if item.scope else None
     found = cx.facts.states[name].scope
     if wanted is not None and found != wanted and not cx.facts.changed and name in cx.facts.assigned and name not in cx.facts.mistaken:
-        updates = (n for n in nodes(env.sites.declaration.body) if isinstance(n, syntax.Assign) and n.name == item.name)
+        text = env.sites.declaration.body
+        updates = (n for n in nodes(text) if isinstance(n, syntax.Assign) and n.name == item.name)
+        resets = (n.condition for n in nodes(text) if isinstance(n, syntax.Reset) and n.condition is not None and any(x.id == item.name for x in n.names))
         cx.error(
             "state-scope",
             f"`{item.name}` is declared `per {wanted}`, and its updates make it {found.one_for_each}",
             item.span,
-            labels=tuple(Label(n.value.span, "its update") for n in updates),
+            labels=(*(Label(n.value.span, "its update") for n in updates), *(Label(c.span, "its reset") for c in resets)),
             help=f"write `mean(…) per {wanted}` in its update, or declare it `per {found}`"
             if wanted < found
             else f"declare it `per {found}`, or without `per`",

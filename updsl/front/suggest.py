@@ -17,7 +17,7 @@ ELSEWHERE = {
 }  # fmt: skip
 """Words of other languages, and what says it here."""
 
-LETTERS = dict(zip("АВЕКМНОРСТХасеорхуіјѕΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "ABEKMHOPCTXaceopxyijsABEZHIKMNOPTYXo", strict=True))
+LETTERS: dict[str, str] = dict(zip("АВЕКМНОРСТХасеорхуіјѕΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "ABEKMHOPCTXaceopxyijsABEZHIKMNOPTYXo", strict=True))
 """Letters of other scripts that look like Latin ones."""
 
 
