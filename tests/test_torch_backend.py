@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from updsl.back.torch_exec import TorchBackend
 from updsl.back.torch_names import Names, to_identifier
 from updsl.core.frame import Frame, RuleState, Tensor
-from updsl.core.ir import Binding, Input, Reduce, Ref, State, Type, Yield
+from updsl.core.ir import Apply, Binding, Input, Reduce, Ref, State, Type, Yield
 from updsl.core.ops import OPS
 from updsl.core.scope import ALL, COLUMN, GROUP, TENSOR, block
 from updsl.core.source import Source, Span
@@ -30,6 +30,7 @@ BETA, EPS = (Ref(n, "param", Type(ALL)) for n in PARAMS)
 
 
 BLOCK = block(5)
+DRAWS = {"gaussian": (expr(0.1),), "uniform": (expr(-1), expr(2)), "bernoulli": (expr(0.3),)}
 
 
 def reduce_time(op, *args):
@@ -194,6 +195,30 @@ def test_gradients_of_any_layout():
     dense = b.step(RuleState(), frame({n: x.clone(memory_format=torch.contiguous_format) for n, x in views.items()})).out
     for n in views:
         torch.testing.assert_close(found[n], dense[n], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("op", DRAWS)
+def test_long_draws_are_made_in_pieces(op):
+    """Beyond one piece too, and for one number for all."""
+    one = Type(ALL)
+    body = [("x", Apply(op, DRAWS[op], GRID, ("here",))), ("y", Apply(op, DRAWS[op], one, ("there",)))]
+    p = program(body, apply("add", value("x", GRID), value("y", one)), watches=[("y", value("y", one))])
+    Both(p, shapes={"a": (70_000, 2), "b": (3,)}, seed=5).step({"a": np.zeros((70_000, 2)), "b": np.zeros(3)})
+
+
+def test_under_vmap():
+    """A batch of models at once."""
+    p = program(
+        [("n", reduce("norm", G, to=ALL)), ("x", apply("div", G, value("n", Type(ALL)))), ("s", reduce("std", value("x", GRID), to=COLUMN))],
+        apply("sub", value("x", GRID), value("s", kind(COLUMN))),
+    )
+    b = backend(p, shapes={"a": (4, 3), "b": (5,)})
+    g = {"a": torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0)), "b": torch.randn(6, 5, generator=torch.Generator().manual_seed(1))}
+    found = torch.func.vmap(lambda x: b.step(RuleState(), frame(x)).out)(g)
+    for i in range(6):
+        alone = b.step(RuleState(), frame({n: x[i] for n, x in g.items()})).out
+        for n, x in alone.items():
+            torch.testing.assert_close(found[n][i], x)
 
 
 def test_a_model_of_several_dtypes():
@@ -412,7 +437,10 @@ def test_compiled_code_equals_the_interpreter():
         ("y", apply("select", value("top", replace(GRID, boolean=True)), value("u", GRID), spread(value("b", kind(BLOCK))))),
     ]
     state = State("h", None, late)
+    body += [(op, Apply(op, args, GRID, (f"place of {op}",))) for op, args in DRAWS.items()]
     out = apply("mul", value("y", GRID), value("q", Type(TENSOR)))
+    for op in DRAWS:
+        out = apply("add", out, value(op, GRID))
     p = program(body, out, [state], [("h", value("h now", late))])
     shapes = {"a": (4, 3)}
     b, rule = backend(p, shapes=shapes, compiled=True), Rule(p, shapes=shapes)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from math import prod
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,9 +113,10 @@ class Given:
                 return counts([self.state.t.get(n, 0) for n in names], call.device).add(1).reshape(-1, 1, 1)
             case "attribute":
                 return torch.full((len(names), 1, 1), attribute(a.name, call), dtype=torch.float64, device=call.device)
-            case "normal" | "uniform":
-                t = type_of(a)
-                return self.draw(a, [""], (), call.device)[0] if is_shared(t) else self.draw(a, names, call.cells(t), call.device)
+            case "draw key":
+                return self.draw_key(a, [""] if is_shared(type_of(a)) else names, call.device)
+            case "step words":
+                return self.step_words(call.device)
             case "state" | "state count" if not is_shared(type_of(a)):
                 slots, count = self.local_state(next(s for s in self.programs[call.owner].states if s.name == a.name), call)
                 return slots if a.kind == "state" else count
@@ -139,12 +139,13 @@ class Given:
             return stack, stack
         return stack, call.stacked([kept[n][1] for n in names], replace(s.type, boolean=False)).to(call.device).unsqueeze(1)
 
-    def draw(self, a: Arg, names: Sequence[str], cells: tuple[int, ...], device: torch.device) -> Tensor:
-        """Standard normal or uniform numbers for the cells of each tensor, in float64."""
-        form = rng.normal if a.kind == "normal" else rng.uniform01
-        entries = np.arange(prod(cells))
-        drawn = [form(rng.words(self.frame.seed, self.run, n, a.name, entries)).reshape(cells) for n in names]
-        return torch.from_numpy(np.stack(drawn)).to(device)
+    def draw_key(self, a: Arg, names: Sequence[str], device: torch.device) -> Tensor:
+        """The two words of each tensor's key of a draw: (2, tensor)."""
+        return torch.tensor([rng.stream_key(self.frame.seed, n, a.name) for n in names]).T.contiguous().to(device)
+
+    def step_words(self, device: torch.device) -> Tensor:
+        """The two words of the step of the run."""
+        return torch.tensor([self.run & rng.MASK, self.run >> 32]).to(device)
 
     def shared_in_call(self, a: Arg, call: Call) -> Tensor:
         """A value of a group or of the model as a function of a class has it: without dimensions, or (1, [sample,] [time,] 1, 1)."""
@@ -170,6 +171,8 @@ class Given:
                 return self.device
             case "sample count":
                 return self.frame.batch or 0
+            case "step words":
+                return self.step_words(self.device)
             case _:
                 return self.shared_tensor(a, "" if a.type is not None and a.type.scope == ALL else key, self.device)
 
@@ -191,8 +194,8 @@ class Given:
         match a.kind:
             case "input":
                 return torch.as_tensor(self.frame.inputs[a.name][key], dtype=self.real, device=self.device).reshape(())
-            case "normal" | "uniform":
-                return self.draw(a, [""], (), self.device)[0]
+            case "draw key":
+                return self.draw_key(a, [""], self.device)
             case "state" | "state count":
                 slots, count = self.joint_state(next(s for p in self.programs.values() for s in p.states if s.name == a.name), key)
                 return slots if a.kind == "state" else count

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 RESERVED = (
     frozenset(keyword.kwlist)
     | frozenset(keyword.softkwlist)
-    | {"torch", "math", "reduce", "order", "matrix", "runtime", "float", "int", "True", "False", "None"}
+    | {"torch", "math", "reduce", "order", "matrix", "random", "runtime", "float", "int", "True", "False", "None"}
 )
 MARKS = {"CIRCUMFLEX ACCENT": "hat", "TILDE": "tilde", "MACRON": "bar", "OVERLINE": "bar", "DOT ABOVE": "dot", "DIAERESIS": "ddot", "CARON": "check"}
 LONGEST = 60

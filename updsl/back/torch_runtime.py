@@ -123,15 +123,6 @@ def sample_mean(x: Tensor, axis: int) -> Tensor:
     return reduce.mean(x, (axis - x.ndim,)).squeeze(axis)
 
 
-# --- draws -----------------------------------------------------------------------------------------------------------
-
-
-def bernoulli(u: Tensor, p: Tensor | float) -> Tensor:
-    """1 where u < p; NaN where p is."""
-    p = torch.as_tensor(p, dtype=torch.float64, device=u.device)
-    return torch.where(torch.isnan(p), math.nan, (u < p).to(torch.float64))
-
-
 # --- reductions over several tensors: joint steps --------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ import torch
 
 from updsl.back import torch_matrix as matrix
 from updsl.back import torch_order as order
+from updsl.back import torch_random as random
 from updsl.back import torch_reduce as reduce
 from updsl.back import torch_runtime as runtime
 '''
