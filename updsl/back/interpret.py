@@ -16,7 +16,7 @@ from updsl.back.evaluate import Moment, Place
 from updsl.back.values import Array, Value, Window, empty, typed
 from updsl.core import numeric
 from updsl.core.frame import Frame, Key, Result, RuleState, Tensor
-from updsl.core.ir import Apply, Binding, Every, Expr, Program, Reduce, Type
+from updsl.core.ir import GRID, Apply, Binding, Every, Expr, Program, Reduce, Type
 from updsl.core.schedule import Guarded, Local, Shared, Step, merge
 from updsl.core.scope import TENSOR
 

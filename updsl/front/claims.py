@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Tensor
-from updsl.core.ir import Const, Ref, Type
+from updsl.core.ir import GRID, Const, Ref, Type
 from updsl.core.scope import ALL, ELEMENT, TENSOR
 from updsl.front import syntax
 from updsl.front.contents import input_items
@@ -15,7 +15,7 @@ from updsl.front.elaborate import PROBES, deep_recursion, of_text
 from updsl.front.expression import expression
 from updsl.front.module import Module
 from updsl.front.sites import Sites
-from updsl.front.statements import GRID, declare_input
+from updsl.front.statements import declare_input
 from updsl.front.unit import BUILTIN_NAMES, FUNCTIONS, Constant, Unit
 
 MAX_PASSES = 20

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from updsl.core.ir import Apply, Const, Type, joined, on_grid
-from updsl.core.scope import ALL, ELEMENT, NAMED
+from updsl.core.ir import GRID, Apply, Const, Type, joined, on_grid
+from updsl.core.scope import ALL, NAMED
 from updsl.front import expression as expressions
 from updsl.front import functions, states, syntax
 from updsl.front.context import POISON, Context, Env, Value
@@ -40,7 +40,7 @@ def _store(cx: Context, env: Env, e: syntax.Call, value: Value, name: str) -> Va
     if value.poisoned:
         return POISON
     if name == "w":
-        return Value(Apply("store", (value.expr,), Type(ELEMENT, "rows", "cols"), ("weight", "w"), span=e.span))
+        return Value(Apply("store", (value.expr,), GRID, ("weight", "w"), span=e.span))
     slot = env.instance.slot(name) if env.instance else None
     if slot is None or slot.kind != "state":
         return cx.error("assign-unknown", f"there is no state `{name}`", e.span)

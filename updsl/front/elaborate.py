@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 from updsl.core.diagnostic import Diagnostic, InternalError, UpdslError
 from updsl.core.frame import Tensor
-from updsl.core.ir import Apply, Binding, Const, Every, Expr, Program, Reduce, Ref, Statement, Type, bindings, is_shared, walk
+from updsl.core.ir import GRID, Apply, Binding, Const, Every, Expr, Program, Reduce, Ref, Statement, Type, bindings, is_shared, walk
 from updsl.core.ir import Watch as IrWatch
 from updsl.core.scope import ALL, GROUP, TENSOR, Scope
 from updsl.core.source import Span
-from updsl.front import instances, regex, statements, syntax
+from updsl.front import instances, regex, syntax
 from updsl.front.context import NAME_CODES, POISON, Context, Default, Env, Facts, Flag, Instance, Reduction, Value
 from updsl.front.module import Module
 from updsl.front.sites import sites_of
@@ -153,7 +153,7 @@ def _walk(cx: Context) -> Program:
             values[name] = Value(Ref(name, "param", Type(GROUP)), float(value), frozenset((name,)))
         else:
             values[name] = Value(Ref(name, "param", Type(ALL)), float(value), frozenset((name,)))
-    g = Value(Ref("g", "builtin", statements.GRID))
+    g = Value(Ref("g", "builtin", GRID))
     main = Instance(module.rule, module.unit, "", values, g, sites_of(module.rule, module.unit).has_clock)
     env = Env(module.unit, sites_of(module.rule, module.unit), "", main, Default(TENSOR), Flag(), g)
     try:
@@ -164,7 +164,7 @@ def _walk(cx: Context) -> Program:
         cx.capped = True
         out = POISON
     if cx.weight is not None and not cx.returns and not out.poisoned:
-        out = Value(Apply("sub", (Ref("w", "builtin", statements.GRID), cx.weight), statements.GRID))
+        out = Value(Apply("sub", (Ref("w", "builtin", GRID), cx.weight), GRID))
     states = tuple(replace(s, init=None) if s.type.window else s for s in cx.states.values())
     commits = tuple((name, cx.current.get(name, Ref(name, "state", s.type))) for name, s in cx.states.items())
     watches = tuple(IrWatch(label, _spread(e) if f"watch {label}" in cx.facts.finer else e) for label, e in cx.watches.items())
@@ -209,9 +209,9 @@ def _check_out(cx: Context, out: Value) -> None:
     elif not (cx.agree(out.type.rows, "rows") and cx.agree(out.type.cols, "cols")):
         cx.error(
             "grid-mismatch",
-            f"the rule returns a grid of {cx.grid(out.type)}, and its gradient is {cx.grid(statements.GRID)}",
+            f"the rule returns a grid of {cx.grid(out.type)}, and its gradient is {cx.grid(GRID)}",
             span,
-            help="return something of the gradient's own grid: such as `P @ u`",
+            help="return something of the gradient's own grid, such as `P @ u`",
         )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from updsl.core.diagnostic import Label
-from updsl.core.ir import Apply, Const, Reduce, Ref, Type
+from updsl.core.ir import GRID, Apply, Const, Reduce, Ref, Type
 from updsl.core.ops import OPS, REDUCTIONS
 from updsl.core.scope import ALL, ELEMENT, GROUP, NAMED, TENSOR, Scope, block
 from updsl.core.source import Span
@@ -134,8 +134,7 @@ def builtin(cx: Context, env: Env, e: syntax.Name) -> Value:
             env.it_read.used = True
             return env.it or POISON
         case "w":
-            grid = Type(ELEMENT, "rows", "cols")
-            return Value(cx.weight if cx.weight is not None else Ref("w", "builtin", grid, span=e.span))
+            return Value(cx.weight if cx.weight is not None else Ref("w", "builtin", GRID, span=e.span))
         case "lr":
             if not cx.lr:
                 return cx.error(

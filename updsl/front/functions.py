@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from updsl.core.diagnostic import Diagnostic, Label, did_you_mean
-from updsl.core.ir import Apply, Reduce, Ref, Type, is_shared, on_grid
+from updsl.core.ir import GRID, Apply, Reduce, Ref, Type, is_shared, on_grid
 from updsl.core.ops import OPS
-from updsl.core.scope import ELEMENT, ROW, TENSOR, Scope
+from updsl.core.scope import ROW, TENSOR, Scope
 from updsl.core.source import Span
 from updsl.front import core_text, fns, instances, matrix, streams, suggest, syntax
 from updsl.front import expression as expressions
@@ -48,18 +48,17 @@ def apply_to_stream(cx: Context, env: Env, e: syntax.Call) -> Value:
     """`rule(stream)`: what the rule gives on another stream."""
     if len(e.arguments) != 1 or e.arguments[0].name:
         return cx.error("missing-argument", "`rule` takes one stream: `rule(k*g)`", e.span, help="write `rule(-g)`, `rule(rule(g))`")
-    grid = Type(ELEMENT, "rows", "cols")
     stream = expressions.expression(cx, env, e.arguments[0].value)
     if stream.poisoned:
         return POISON
     if not (cx.agree(stream.type.rows, "rows") and cx.agree(stream.type.cols, "cols")) or stream.type.samples:
         return cx.error(
             "grid-mismatch",
-            f"the stream of `rule(…)` is {cx.grid(stream.type)}, and gradients are {cx.grid(grid)}",
+            f"the stream of `rule(…)` is {cx.grid(stream.type)}, and gradients are {cx.grid(GRID)}",
             e.arguments[0].span,
             help="give a stream of the gradient's own grid",
         )
-    return Value(Ref("out", "value", grid, span=e.span))
+    return Value(Ref("out", "value", GRID, span=e.span))
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A rule as LaTeX, in the notation of the literature: an algorithm box of aligned lines, without its documentation and watches.
+"""A rule that checks, as LaTeX, in the notation of the literature: an algorithm box of aligned lines, without its documentation and watches.
 
 m = x defines m, m ← x gives a state its new value. Products of tensors are by entry, unless they are of matrices.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from updsl.front import syntax
 from updsl.front.companions import companions
+from updsl.front.elaborate import deep_recursion
 from updsl.front.formula import Formula, formula_of
 from updsl.front.letters import word
 from updsl.front.module import Module
@@ -27,7 +28,8 @@ def to_latex(module: Module) -> str:
 
 def formulas(module: Module) -> list[list[tuple[int, str]]]:
     """The lines of the rule, then of each rule and function that it brings along; each line with how deep it is indented."""
-    return [list(_declaration(d, unit)) for d, unit in [(module.rule, module.unit), *companions(module)]]
+    with deep_recursion():
+        return [list(_declaration(d, unit)) for d, unit in [(module.rule, module.unit), *companions(module)]]
 
 
 def _declaration(d: syntax.Rule | syntax.Fn, unit: Unit) -> Iterator[tuple[int, str]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from updsl.core import ir
 from updsl.core.diagnostic import Label, did_you_mean
-from updsl.core.ir import Apply, Const, Expr, Ref, Type, is_shared, joined, on_grid
+from updsl.core.ir import GRID, Apply, Const, Expr, Ref, Type, is_shared, joined, on_grid
 from updsl.core.scope import ELEMENT, TENSOR
 from updsl.core.source import Span
 from updsl.front import expression as expressions
