@@ -249,11 +249,11 @@ def test_gradients_are_checked(g, expected, match) -> None:
 
 
 def test_what_is_read_must_be_handed_over() -> None:
-    state = updsl.parse("it").init({"x": tensor(0.0)})
-    with refused("missing-weights", "pass `params=`"):
-        updsl.parse("rule r = g + w").update({"x": tensor(1.0)}, state)
-    with pytest.raises(updsl.UpdslError, match="lr"):
-        updsl.parse("rule r = g*lr").update({"x": tensor(1.0)}, state)
+    g = {"x": tensor(1.0)}
+    for text, expected, match in (("rule r = g + w", "missing-weights", "pass `params=`"), ("rule r = g*lr", "no-learning-rate", "lr")):
+        rule = updsl.parse(text)
+        with refused(expected, match):
+            rule.update(g, rule.init(g))
     with refused("no-state"):
         updsl.parse("it").update({"x": tensor(1.0)}, {})
 
@@ -294,6 +294,16 @@ def test_the_seed_is_of_the_run() -> None:
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert np.allclose(rule.interpret.update(g, rule.interpret.init(g, seed=1))[0]["x"], first.numpy(), atol=1e-6)
+
+
+def test_the_state_of_another_rule_is_refused() -> None:
+    g = {"x": tensor(1.0)}
+    a, b = updsl.parse("ema(0.5)"), updsl.parse("ema(0.6)")
+    for of in (a, a.interpret):
+        with refused("another-rule", f"{b.text_hash:015x}.*{a.text_hash:015x}"):
+            of.update(g, b.init(g))
+    text = "rule r(beta = 0.5) = ema(beta)"
+    assert updsl.parse(text, beta=0.0).update(g, updsl.parse(text).init(g))[0]["x"].item() == 1.0
 
 
 def test_a_state_is_a_tree_of_tensors() -> None:

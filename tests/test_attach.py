@@ -548,10 +548,14 @@ def test_rules_that_write_w_are_refused() -> None:
 
 def test_wrappers_are_opened() -> None:
     class Wrapper:
+        param_groups = ()
+
         def __init__(self, optimizer):
             self.optimizer = optimizer
 
-    class Private:
+        def step(self) -> None: ...
+
+    class Private(Wrapper):
         def __init__(self, optimizer):
             self.original_optimizer = optimizer
 
@@ -569,6 +573,42 @@ def test_wrappers_are_opened() -> None:
         updsl.attach(Wrapper(Foreign()), "ema")
     with refused("not-an-optimizer", "int"):
         updsl.attach(3, "ema")
+
+
+def test_lightnings_wrapper_is_opened_though_it_has_hooks() -> None:
+    (p,), o = sgd([1.0])
+
+    class LightningOptimizer:
+        __module__ = "lightning.pytorch.core.optimizer"
+
+        def __init__(self, optimizer):
+            vars(self).update(vars(optimizer))
+            self._optimizer = optimizer
+
+        optimizer = property(lambda self: self._optimizer)
+
+    wrapped = LightningOptimizer(o)
+    wrapped.__class__ = type("LightningSGD", (LightningOptimizer, torch.optim.SGD), {})
+    assert updsl.attach(wrapped, updsl.parse("it*2")).optimizers == [o]
+    o.step()
+    assert p.grad.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("made", [lambda o: torch.optim.lr_scheduler.StepLR(o, 1), torch.optim.lr_scheduler.ReduceLROnPlateau])
+def test_schedules_are_refused(made) -> None:
+    (_,), o = sgd([1.0])
+    with refused("not-an-optimizer", "is a schedule of learning rates(.|\n)*the optimizer that it was made for"):
+        updsl.attach(made(o), "ema")
+    assert not attached.get(o)
+
+
+def test_what_merely_holds_an_optimizer_is_refused() -> None:
+    class Trainer:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    with refused("not-an-optimizer", "Trainer has no step hooks"):
+        updsl.attach(Trainer(sgd([1.0])[1]), "ema")
 
 
 def test_complex_parameters_are_refused_by_name() -> None:
@@ -717,6 +757,29 @@ def test_a_checkpoint_without_the_rule_warns() -> None:
         o2.load_state_dict(saved)
 
 
+def test_a_checkpoint_of_another_rule_is_refused_before_anything_is_loaded() -> None:
+    (_,), o = sgd([1.0], momentum=0.9)
+    handle = updsl.attach(o, "momentum")
+    o.step()
+    saved = o.state_dict()
+    (_,), o2 = sgd([1.0])
+    o2.param_groups[0]["lr"] = 0.5
+    other = updsl.attach(o2, "ema")
+    both = f"{handle.rule.text_hash:015x}, and that of `ema` has {other.rule.text_hash:015x}"
+    with refused("another-rule", both):
+        o2.load_state_dict(saved)
+    assert o2.param_groups[0]["lr"] == 0.5
+    assert not o2.state
+    assert other.driver.state.run == 0
+    other.remove()
+    o2.load_state_dict(saved)
+    with refused("another-rule", both):
+        updsl.attach(o2, "ema")
+    assert not o2._optimizer_step_pre_hooks
+    assert not attached.get(o2)
+    assert updsl.attach(o2, "momentum", beta=0.5).driver.state.run == 1
+
+
 def test_hooks_do_not_survive_pickling() -> None:
     (_,), o = sgd([1.0])
     updsl.attach(o, updsl.parse("it*2"))
@@ -744,6 +807,19 @@ def test_the_class_route_survives_pickling(copier) -> None:
         made.step()
         assert mine.tolist() == [-3.0]
         assert float(made.handle.watch()["n"]) == 2.0
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_what_is_set_survives_pickling_of_the_class_route(copier) -> None:
+    o = updsl.optimizer(torch.optim.SGD, updsl.parse("rule r(c = 1) = g*c"))(parameters([1.0]), lr=1.0)
+    o.handle.set(c=5.0)
+    again = copier(o)
+    (p,) = again.param_groups[0]["params"]
+    p.grad = torch.tensor([1.0])
+    again.step()
+    assert p.tolist() == [-5.0]
+    o.handle.set(c=7.0)
+    assert again.handle.driver.values == {"c": 5.0}
 
 
 def test_the_class_route_takes_options_and_parameters() -> None:

@@ -207,6 +207,15 @@ def test_a_state_dict_goes_on_bit_for_bit(dtype, text, tmp_path) -> None:
     assert_same_state(o, other)
 
 
+def test_a_state_dict_of_another_rule_is_refused() -> None:
+    params = parameters(1.0)
+    o, other = updsl.Optimizer(params, "momentum"), updsl.Optimizer(params, "ema")
+    o.step()
+    with pytest.raises(updsl.UpdslError, match=f"{o.rule.text_hash:015x}, and that of `ema` has {other.rule.text_hash:015x}"):
+        other.load_state_dict(o.state_dict())
+    assert not other.state
+
+
 def assert_same_state(a: updsl.Optimizer, b: updsl.Optimizer) -> None:
     one, two = a.driver.state, b.driver.state
     assert (one.run, one.t, one.values.keys()) == (two.run, two.t, two.values.keys())

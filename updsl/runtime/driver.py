@@ -22,6 +22,7 @@ from updsl.runtime.nonfinite import Guard
 from updsl.runtime.parameters import set_later
 from updsl.runtime.reference import over_tensors
 from updsl.runtime.rule import Rule, from_samples
+from updsl.runtime.state import same_rule
 
 FLOATS = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
@@ -65,7 +66,7 @@ class Driver:
         self.names = names if names is None or hasattr(names, "named_parameters") else list(names.items() if isinstance(names, Mapping) else names)
         self.backend = to_backend(backend)
         self.guard = Guard(nonfinite, rule.name)
-        self.mirror = Mirror(prefix)
+        self.mirror = Mirror(prefix, rule.text_hash)
         self.values = dict(rule.params)
         self.state = RuleState()
         self.watches: dict[str, Any] = {}
@@ -219,9 +220,10 @@ class Driver:
                     del own[key]
 
     def adopt(self) -> bool:
-        """Take over the state that lies in the optimizers'; whether there was any."""
+        """Take over the state that lies in the optimizers'; whether there was any. Raises UpdslError if it is another rule's."""
         here = self.layout()
         entries = {name: m.optimizer.state.get(m.parameter, {}) for name, m in self._members.items()}
+        self._same_rule("the optimizer's state", entries.values())
         found = self.mirror.state(entries, self.scopes(self.engine(here)), here.group_of)
         self.state = found or RuleState()
         return found is not None
@@ -232,9 +234,14 @@ class Driver:
         return {s.name: s.type.scope for program in engine.elaborated.programs for s in program.states}
 
     def before_load(self, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-        """Keep what a checkpoint holds: torch casts it to the parameters' types."""
+        """Keep what a checkpoint holds: torch casts it to the parameters' types. Raises UpdslError if it is another rule's; then nothing is loaded."""
+        self._same_rule("the checkpoint", saved["state"].values())
         order = [i for group in saved["param_groups"] for i in group["params"]]
         self._loading[id(optimizer)] = [saved["state"].get(i, {}) for i in order]
+
+    def _same_rule(self, what: str, entries: Iterable[Mapping[str, Any]]) -> None:
+        help_ = f"attach the rule it was made with; to start `{self.rule.name}` afresh, delete the entries `{self.mirror.prefix}…` of the state"
+        same_rule(self.rule.name, self.rule.text_hash, self.mirror.rule_of(entries), what, help_)
 
     def after_load(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what was cast, and go on from it. Warns if the checkpoint holds a state, but none of the rule's."""

@@ -1,7 +1,8 @@
 """How a rule's state lies in an optimizer's: torch.optim casts, drops or loses what lies elsewhere.
 
 The state of a tensor, row or entry lies with its parameter, under `updsl.<name>`; that of a group, or of the whole model, with the first parameter of it that
-had a gradient. A window's count is `updsl.<name>:count`; `updsl.(t)` counts the tensor's steps and `updsl.(run)` those of the run. Tensors and integers only.
+had a gradient. A window's count is `updsl.<name>:count`; `updsl.(t)` counts the tensor's steps and `updsl.(run)` those of the run; `updsl.(rule)` is the hash
+of the rule's text. Tensors and integers only.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from typing import Any
 from updsl.core.frame import Key, RuleState
 from updsl.core.scope import Scope
 
-COUNT, STEPS, RUN = ":count", "(t)", "(run)"
+COUNT, STEPS, RUN, RULE = ":count", "(t)", "(run)", "(rule)"
 
 
 class Mirror:
-    """Names of entries, and which parameter holds what belongs to a group or to the model. prefix: "updsl.", for a second rule "updsl2." …"""
+    """Names of entries, and which parameter holds what belongs to a group or to the model. prefix: "updsl.", for a second rule "updsl2." … rule: the hash of
+    the rule's text."""
 
-    def __init__(self, prefix: str):
-        self.prefix = prefix
+    def __init__(self, prefix: str, rule: int):
+        self.prefix, self.rule = prefix, rule
         self._holder: dict[tuple[str, Key], str] = {}
 
     def entries(self, state: RuleState, present: Iterable[str], group_of: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         """tensor name → entries, of the tensors that are present."""
         present = list(present)
-        found: dict[str, dict[str, Any]] = {name: {self.prefix + STEPS: state.t.get(name, 0)} for name in present}
+        found: dict[str, dict[str, Any]] = {name: {self.prefix + RULE: self.rule, self.prefix + STEPS: state.t.get(name, 0)} for name in present}
         for name, cells in state.values.items():
             for key, x in cells.items():
                 holder = self._held_by(name, key, present, group_of)
@@ -72,6 +74,11 @@ class Mirror:
         key: Key = group_of[tensor] if "G" in scope.indices else ""
         self._holder[name, key] = tensor
         return key
+
+    def rule_of(self, entries: Iterable[Mapping[str, Any]]) -> int:
+        """The hash of the text whose state the entries hold: another than this rule's if there is one."""
+        found = (int(own[self.prefix + RULE]) for own in entries if isinstance(own, Mapping) and self.prefix + RULE in own)
+        return next((rule for rule in found if rule != self.rule), self.rule)
 
     def is_own(self, key: Any) -> bool:
         """Whether an optimizer's state entry is this rule's."""

@@ -48,9 +48,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _start(self, names: Any, nonfinite: str, backend: str, seed: int) -> None:
         driver = Driver(self.rule, [self], names, nonfinite, backend, seed, PREFIX, self._entries)
+        driver.adopt()
         self.register_load_state_dict_pre_hook(driver.before_load)
         self.register_load_state_dict_post_hook(driver.after_load)
-        driver.adopt()
         self._driver = driver
 
     @property
@@ -174,10 +174,16 @@ def _with_rule(cls: type[torch.optim.Optimizer], rule: Rule, options: Mapping[st
             super().__init__(*args, **kwargs)
             self.handle = attach(self, rule, **options)
 
+        def __getstate__(self) -> dict[str, Any]:
+            return {**super().__getstate__(), "updsl": self.handle.driver.values}
+
         def __setstate__(self, state: dict[str, Any]) -> None:
+            state = dict(state)
+            values = state.pop("updsl", None)
             super().__setstate__(state)
-            if "handle" not in vars(self):  # torch comes here to load a state_dict, too
+            if values is not None:  # torch comes here to load a state_dict, too
                 self.handle = attach(self, rule, **options)
+                self.handle.driver.values = dict(values)
 
         def __reduce_ex__(self, protocol: Any) -> tuple:
             return _made_again, (cls, rule, dict(options)), self.__getstate__()

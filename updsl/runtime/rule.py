@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 from unicodedata import normalize
@@ -19,7 +20,7 @@ from updsl.runtime import arrays
 from updsl.runtime.bind import Layout, frame, grouped, layout, named
 from updsl.runtime.inputs import inputs_of
 from updsl.runtime.parameters import set_later, settled
-from updsl.runtime.state import State, register
+from updsl.runtime.state import State, register, same_rule, text_hash
 
 MAX_ENGINES = 16
 """Sets of tensors whose Programs a rule keeps at hand."""
@@ -51,6 +52,11 @@ class Rule:
         """SHA-256 of the NFKC text and the parameters, in hexadecimal."""
         lines = [normalize("NFKC", self.text), *(f"{name} = {value!r}" for name, value in sorted(self.params.items()))]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+
+    @cached_property
+    def text_hash(self) -> int:
+        """Of the NFKC text alone, as an integer of 60 bits: what states and checkpoints carry, so that none is taken up by another rule."""
+        return text_hash(self.text)
 
     def __repr__(self) -> str:
         return f"<updsl rule {self.name}({', '.join(f'{n}={v!r}' for n, v in self.params.items())})>"
@@ -144,7 +150,7 @@ def revived(module: Module, params: dict[str, Constant]) -> Rule:
 def start(rule: Rule, params: Any, groups: Sequence[Mapping[str, Any]] | None, seed: int) -> State:
     """The state before the first step of these tensors."""
     shapes = {name: tuple(x.shape) for name, x in named(params).items()}
-    return State(layout(shapes, *grouped(rule.module, shapes, groups)), int(seed), RuleState())
+    return State(layout(shapes, *grouped(rule.module, shapes, groups)), int(seed), RuleState(), rule.text_hash)
 
 
 def regrouped(rule: Rule, here: Layout, groups: Sequence[Mapping[str, Any]] | None) -> Layout:
@@ -172,6 +178,7 @@ def advance(
         raise UpdslError(
             Diagnostic("no-state", "the second argument is the state that `init` or the step before gave", help="start with `state = rule.init(params)`")
         )
+    same_rule(rule.name, rule.text_hash, state.rule, "the state", "hand over a state that this rule's `init` or `update` gave")
     here = regrouped(rule, state.layout, groups)
     values = {**rule.params, **set_later(rule.module, rule.constants, set or {})}
     g = {name: convert(x) for name, x in arrays.gradients(from_samples(rule, here, grads, inputs), here).items()}

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.runtime.commit import write
@@ -20,6 +21,8 @@ from updsl.runtime.rule import Rule, to_rule
 PREFIX = "updsl."
 INSIDE = ("optimizer", "original_optimizer")
 """Attributes under which wrappers (accelerate's and Lightning's, opacus's) hold the optimizer."""
+FRAMEWORKS = frozenset("accelerate lightning lightning_fabric pytorch_lightning opacus".split())
+"""Packages whose optimizers are wrappers; Lightning's has the hooks of the optimizer that it holds."""
 
 attached: WeakKeyDictionary[Optimizer, list[Handle]] = WeakKeyDictionary()
 """The handles of each optimizer, in the order in which their rules run."""
@@ -106,19 +109,27 @@ def refuse_optimizers(optimizers: list[Optimizer]) -> None:
 def unwrapped(optimizer: Any) -> Optimizer:
     """The torch optimizer inside a wrapper. Raises UpdslError, naming the inner object's class, if it has no step hooks."""
     seen: list[Any] = []
-    while not any(optimizer is o for o in seen):
+    while is_wrapper(optimizer) and not any(optimizer is o for o in seen):
         seen.append(optimizer)
         inner = (getattr(optimizer, name, None) for name in INSIDE)
         optimizer = next((o for o in inner if o is not None), optimizer)
-    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        raise UpdslError(
-            Diagnostic(
-                "not-an-optimizer",
-                f"{type(optimizer).__name__} has no step hooks: it is no torch.optim.Optimizer",
-                help="attach to the torch optimizer, before it is wrapped",
-            )
-        )
+    if not has_hooks(optimizer):
+        what, help_ = f"{type(optimizer).__name__} has no step hooks: it is no torch.optim.Optimizer", "attach to the torch optimizer, before it is wrapped"
+        if isinstance(optimizer, (LRScheduler, ReduceLROnPlateau)):
+            what, help_ = f"{type(optimizer).__name__} is a schedule of learning rates", "attach to the optimizer that it was made for"
+        raise UpdslError(Diagnostic("not-an-optimizer", what, help=help_))
     return optimizer
+
+
+def is_wrapper(x: Any) -> bool:
+    """Whether it stands in an optimizer's place and holds the real one: of a known framework, or with groups and a step but without hooks."""
+    of_framework = any(c.__module__.partition(".")[0] in FRAMEWORKS for c in type(x).__mro__)
+    return of_framework or (not has_hooks(x) and hasattr(x, "param_groups") and hasattr(x, "step"))
+
+
+def has_hooks(x: Any) -> bool:
+    """Whether it is an optimizer of torch whose own `__init__` has run."""
+    return isinstance(x, Optimizer) and hasattr(x, "_optimizer_step_pre_hooks")
 
 
 class Handle:
@@ -135,11 +146,11 @@ class Handle:
         self._present: tuple[str, ...] = ()
         self._kept: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._untouched: dict[int, dict[str, Any] | None] = {}
+        self.driver.adopt()
         self._hooks = [h for o in optimizers for h in self._hooked(o)]
         self._after_hooks = [o.register_step_post_hook(self._after) for o in optimizers]
         for o in optimizers:
             attached.setdefault(o, []).append(self)
-        self.driver.adopt()
 
     def _hooked(self, o: Optimizer) -> Iterable[Any]:
         yield o.register_step_pre_hook(self._before)
