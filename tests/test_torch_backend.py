@@ -95,7 +95,7 @@ def test_every_elementwise_op_on_edge_values_in_float64():
     rule.step({"v": a}, h={"v": b}, k={"v": c})
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(900)])], ids=["eager", "compiled"])
 def test_every_elementwise_op_on_edge_values_in_float32(compiled):
     """Each entry is the float64 result to float32's precision; what is beyond its range is inf, or 0 to a few of its smallest numbers."""
     a, b, c = (x.astype(np.float32) for x in pairs(EDGES32))
@@ -146,7 +146,7 @@ def test_long_tensors_are_reduced_in_pieces():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(900)])], ids=["eager", "compiled"])
 def test_dtypes_of_results(dtype, compiled):
     """Arithmetic and states in float32 for 16-bit gradients; weights rounded once, and `out` is the difference of the rounded weights."""
     shapes = {"a": (6, 5)}
@@ -395,6 +395,8 @@ def test_tracebacks_show_the_generated_line():
 # --- compiled --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_changing_numbers_recompile_nothing():
     """Over 100 steps lr, t and parameters change; 20 shapes have a code object each, beyond the limit of 8 for one."""
     shapes = {"a": (3, 2)}
@@ -413,6 +415,8 @@ def test_changing_numbers_recompile_nothing():
     assert len(variant.kernels) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_each_shape_has_code_of_its_own():
     shapes = {f"v{i}": (i + 1,) for i in range(10)}
     b = backend(program(out=apply("mul", G, 2)), shapes=shapes, compiled=True)
@@ -421,6 +425,8 @@ def test_each_shape_has_code_of_its_own():
     assert all((x == 2).all() for x in found.values())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_compiled_code_equals_the_interpreter():
     """Joint steps, orders, windows, blocks of entries and matrices, in one program without a graph break."""
     n, late = Type(ALL), Type(TENSOR, window=3)
