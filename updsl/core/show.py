@@ -1,8 +1,8 @@
 """Program → text of the language that parses back to an equal Program.
 
 Every reduction names its scope, every operator its brackets. What the language's sugar hides is spelled as calls that only this text has:
-`core.store(x, m)` (x rounded to the type of the state m, or of w), `core.push(h, x)` and `core.empty(n)` (windows), `core.spread(x, tensor)` (a number
-as one for each tensor).
+`core.store(x, m)` (x rounded to the type of the state m, or of w), `core.push(h, x)` and `core.empty(n)` (windows; `core.empty(n, h)` has the cells
+of the state h), `core.spread(x, tensor)` (a number as one for each tensor).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class _Printer:
         for s in program.states:
             self.names["state", s.name] = self.fresh(s.name)
         self.plain = dict(self._plain_stores())
+        self.shown: dict[str, str] = {}
 
     def fresh(self, path: str) -> str:
         """An identifier for a path such as `zclip#1.m`, not used yet."""
@@ -129,9 +130,11 @@ class _Printer:
                 yield f"{indent}{self.names['value', name]} ← {self.text(x, outer=True)}"
             case Binding(name=name, expr=e):
                 text = self.text(e, outer=True)
-                self.names["value", name] = self.fresh(name)
-                yield f"{indent}{self.names['value', name]} = {text}"
+                if not self.is_twin(name, text):
+                    self.names["value", name] = self.fresh(name)
+                    yield f"{indent}{self.names['value', name]} = {text}"
             case Every(count=count, start=start, body=body, yields=yields):
+                yields = tuple(y for y in yields if not self.is_twin(y.name, self.text(y.outer, outer=True)))
                 for y in yields:
                     self.names["value", y.name] = self.fresh(y.name)
                     yield f"{indent}let {self.names['value', y.name]} = {self.text(y.outer, outer=True)}"
@@ -140,6 +143,15 @@ class _Printer:
                     yield from self.statement(inner, indent + "    ")
                 for y in yields:
                     yield f"{indent}    {self.names['value', y.name]} ← {self.text(y.inner, outer=True)}"
+
+    def is_twin(self, name: str, text: str) -> bool:
+        """Whether the value is another's for each tensor's own count of steps, of the same text: reading the other makes it."""
+        self.shown[name] = text
+        base = name.removesuffix("@tensor")
+        if base == name or self.shown.get(base) != text:
+            return False
+        self.names["value", name] = self.names["value", base]
+        return True
 
     # --- expressions ---
 
@@ -181,7 +193,8 @@ class _Printer:
             case Apply(op="spread", args=(x,)):
                 return f"core.spread({self.text(x, outer=True)}, {e.type.scope})"
             case Apply(op="empty"):
-                return f"core.empty({e.type.window})"
+                alike = next((self.names["state", t.name] for t in self.program.states if t.type == e.type), None)
+                return f"core.empty({e.type.window})" if alike is None else f"core.empty({e.type.window}, {alike})"
             case Apply(op="transpose", args=(x,)):
                 return f"{self.text(x)}.T"
             case Apply(op="largest", args=(x, k), static=(scope, percent)):

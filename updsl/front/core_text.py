@@ -16,6 +16,9 @@ def call(cx: Context, env: Env, e: syntax.Call) -> Value:
         case "core.empty", [n]:
             length = functions.whole_number(cx, env, n, "the length of a window", 1)
             return POISON if length is None else Value(Apply("empty", (), Type(ALL, window=length), span=e.span))
+        case "core.empty", [n, like]:
+            window = expressions.expression(cx, env, like)
+            return window if window.poisoned else Value(Apply("empty", (), window.type, span=e.span))
         case "core.push", [w, x]:
             window, value = expressions.expression(cx, env, w), expressions.expression(cx, env, x)
             if window.poisoned or value.poisoned or not window.type.window:
