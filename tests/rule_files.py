@@ -29,12 +29,12 @@ def written_fn(pen: Writer, number: int) -> tuple[Fn, str]:
     return Fn(name, extra, reduces, about and extra == ("k",)), f"fn {name}" + pen.fill(form, a=argument)
 
 
-def helper(pen: Writer, numbers: list[int], others: list[tuple[str, Scope]], least: Scope, clock: Scope) -> tuple[str, Scope, list[str], dict[str, str]]:
+def helper(pen: Writer, numbers: list[int], others: list[tuple[str, Scope]], least: Scope, clock: Scope | None) -> tuple[str, Scope, list[str], dict[str, str]]:
     """A rule that others apply: its name, the scope that its body is written for, its text, and its inputs."""
     default = pen.pick((TENSOR, TENSOR, ROW, COLUMN, block(3), GROUP, ALL))
     numbers[0] += 1
     name = f"Help{numbers[0]}{pen.pick(('', chr(39)))}"
-    with pen.within(names=[("q", TENSOR)], conditions=[], default=default, least=least, clock=clock, flags=("true", "false")):
+    with pen.within(names=[], conditions=[], default=default, least=least, clock=clock, flags=("true", "false")):
         author = Author(pen, numbers, helpers=others)
         author.parameters = ()
         head = f"rule {name}(q = {pen.literal()}, n = {pen.pick((1, 2))}):"
@@ -58,11 +58,11 @@ def helper(pen: Writer, numbers: list[int], others: list[tuple[str, Scope]], lea
 def skip(author: Author) -> None:
     """`skip`; from here on `t` and states are not coarser than its condition."""
     pen = author.pen
-    scope = pen.pick([s for s in (TENSOR, GROUP, ALL, ALL) if (s <= TENSOR and pen.clock <= s) or s == TENSOR])
+    scope = pen.pick((TENSOR, GROUP, ALL))
     condition = pen.pick((f"{pen.pick(('rms', 'absmax', 'norm'))}(g) > {pen.pick(('1.1', '2.31'))} per {scope}", "t == 2", "t == 3"))
     author.write(f"skip when {condition}")
     if condition.endswith(str(scope)):
-        pen.least, pen.clock = pen.least | scope, pen.clock | scope
+        pen.least, pen.clock = pen.least | scope, None if pen.clock is None else pen.clock | scope
 
 
 SAMPLE_INPUTS = ("input samples", "input samples as samples")
@@ -179,9 +179,8 @@ def written_file(pen: Writer) -> tuple[str, dict[str, str]]:
     pen.fns = [fn for fn, _ in fns]
     declarations = [text for _, text in fns]
     helpers: list[tuple[str, Scope]] = []
-    clock = TENSOR if mode == "skip" else ALL
     for _ in range(pen.number(0, 2)):
-        name, default, lines, more = helper(pen, numbers, list(helpers), clock, clock)
+        name, default, lines, more = helper(pen, numbers, list(helpers), TENSOR if mode == "skip" else ALL, None if mode == "skip" else ALL)
         helpers.append((name, default))
         declarations.append("\n".join(lines))
         inputs |= more

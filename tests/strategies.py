@@ -27,7 +27,7 @@ CHOICES, ENTRIES = 1024, 4096
 """Bytes that a program and its streams are decoded from, in one draw: of many small draws Hypothesis repeats parts, and most programs would be alike."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Case:
     """A rule file and what it runs on."""
 
@@ -37,6 +37,9 @@ class Case:
     lr: float
     groups: tuple[Mapping[str, Any], ...] | None
     seed: int
+
+    def __repr__(self) -> str:
+        return f"Case of {self.shapes}, groups {self.groups}, {len(self.steps)} steps:\n{self.text}"
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

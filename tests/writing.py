@@ -32,7 +32,7 @@ BINARY = (
 REDUCTIONS = (
     "mean({x})", "sum({x}) / (1 + norm({x}))", "norm({x})", "norm({x}, 1)", "norm({x}, p = 3)", "norm({x}, inf)", "rms({x})", "var({x})", "std({x})",
     "min({x})", "max({x})",
-    "absmax({x})", "median({x})", "quantile({x}, {q})", "quantile({x}, q = sigmoid({y}))", "dot({x}, {z}) / (1 + norm({x})*norm({z}))",
+    "absmax({x})", "median({x})", "quantile({x}, {q})", "quantile({x}, q = sigmoid({y}))", "dot({x}, {z}) / (1 + norm({x}*{z}))",
     "cosine({x}, {z} + {c})", "count({b}) / count({x} > -inf)",
 )  # fmt: skip
 INSTANCES = (
@@ -76,7 +76,7 @@ class Writer:
 
     choices: bytes, which decide everything; where they end, the first of what there is is taken.
     names: the numbers in reach, with their scopes; conditions likewise. default: the scope that a reduction without a nearer `per`
-    takes. clock: the scope of `t`.
+    takes. clock: the scope of `t`, None if it is not known.
     least: the coarsest scope that a state may have. pure: no instances and no windows here. draws: whether a random draw may stand here.
     """
 
@@ -86,7 +86,7 @@ class Writer:
     conditions: list[tuple[str, Scope]] = field(default_factory=list)
     fns: list[Fn] = field(default_factory=list)
     default: Scope = TENSOR
-    clock: Scope = ALL
+    clock: Scope | None = ALL
     least: Scope = ALL
     pure: bool = False
     draws: bool = True
