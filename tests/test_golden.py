@@ -10,7 +10,10 @@ def name(case: golden.Case) -> str:
     return f"{case.file}-{case.rule}"
 
 
-@pytest.mark.parametrize("backend", golden.BACKENDS)
+SLOW = {"inductor": [pytest.mark.slow, pytest.mark.timeout(900)]}
+
+
+@pytest.mark.parametrize("backend", [pytest.param(b, marks=SLOW.get(b, [])) for b in golden.BACKENDS])
 @pytest.mark.parametrize("case", golden.CASES, ids=name)
 def test_equals_the_official_code(case, backend, record_property):
     found = golden.worst(case, backend)
