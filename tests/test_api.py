@@ -115,7 +115,7 @@ BOUNDED = """rule r(beta = 0.9 in [0, 1], rounds = 2, on = true, mode = "a"):
         ({"bta": 0.5}, "unknown-parameter", "did you mean `beta`"),
         ({"weight_decay": 0.1}, "unknown-parameter", r"append `→ weight_decay\(0.01\)`"),
         ({"beta": 1.5}, "parameter-out-of-bounds", r"\[0, 1\]"),
-        ({"beta": float("nan")}, "parameter-type", "a number"),
+        ({"beta": float("nan")}, "parameter-type", "`beta` is NaN"),
         ({"beta": "0.9"}, "parameter-type", "a number"),
         ({"beta": True}, "parameter-type", "a number"),
         ({"on": 1.0}, "parameter-type", "true or false"),
@@ -125,6 +125,24 @@ BOUNDED = """rule r(beta = 0.9 in [0, 1], rounds = 2, on = true, mode = "a"):
 def test_parameters_are_checked_at_load(given, expected, match) -> None:
     with refused(expected, match):
         updsl.parse(BOUNDED, **given)
+
+
+def test_a_text_is_one_that_the_rule_knows() -> None:
+    with refused("parameter-out-of-bounds", "`mode` is `nonsense`.*it knows `zscore`, `percentile`(.|\n)*choose one of zscore, percentile"):
+        updsl.load("zclip", mode="nonsense")
+    with refused("parameter-out-of-bounds", "did you mean `percentile`"):
+        updsl.load("zclip", mode="percentil")
+    for mode in ("zscore", "percentile"):
+        assert updsl.load("zclip", mode=mode).params["mode"] == mode
+    text = 'rule r(mode = "a", by = "a"):\n    let x = if mode != "b" then g else 2*g\n    return if by == "a" then x else if mode == "c" then 0*x else x\n'
+    assert updsl.parse(text, mode="c", by="anything").params == {"mode": "c", "by": "anything"}
+    with refused("parameter-out-of-bounds", "it knows `a`, `b`, `c`"):
+        updsl.parse(text, mode="d")
+
+
+def test_a_text_that_is_handed_on_may_be_any() -> None:
+    text = 'rule part(how = "a") = if how == "b" then g else 2*g\nrule r(mode = "a"):\n    let x = if mode == "b" then g else 2*g\n    return x → part(mode)\n'
+    assert updsl.parse(text, name="r", mode="z").params == {"mode": "z"}
 
 
 def test_a_parameter_without_default_must_be_given() -> None:
@@ -165,6 +183,11 @@ def test_groups_have_parameters_and_learning_rates_of_their_own() -> None:
         ([{"params": ["d"]}], "unknown-tensor", "the tensors are called `a`"),
         ([{"params": ["a"]}, {"params": ["a"]}], "bad-group", "group 0 and in group 1"),
         ([{"params": "a"}], "bad-group", "which tensors"),
+        ({"params": ["a"]}, "bad-group", "no list(.|\\n)*groups=\\["),
+        (["a"], "bad-group", "which tensors"),
+        (3, "bad-group", "the groups are int"),
+        ([{"params": [tensor(0.0)]}], "bad-group", "a Tensor, and not a tensor's name"),
+        ([{"params": ["a"], "lr": "x"}], "parameter-type", "`lr` takes a number"),
         ([{"params": ["a"], "d": 1.0}], "unknown-parameter", "no parameter `d`"),
         ([{"params": ["a"], "c": 3.0}], "parameter-out-of-bounds", "c"),
     ],
@@ -333,6 +356,43 @@ def test_update_runs_under_vmap() -> None:
             torch.testing.assert_close(out[name][i], x)
 
 
+G1 = {"x": torch.ones(1)}
+E = updsl.parse("ema(0.5)")
+
+
+@pytest.mark.parametrize(
+    ("call", "expected", "match"),
+    [
+        (lambda: updsl.load(3), "parameter-type", "a library name or a path, not int 3"),
+        (lambda: updsl.attach(torch.optim.SGD([torch.zeros(1)]), None), "parameter-type", "not NoneType"),
+        (lambda: updsl.parse(b"it"), "parameter-type", "`text` takes a text, not bytes(.|\\n)*decode"),
+        (lambda: updsl.parse("it", name=3), "parameter-type", "`name` takes a text"),
+        (lambda: updsl.compile(E, G1, backend=None), "unknown-backend", "not None"),
+        (lambda: updsl.compile(E, G1, lr="x"), "parameter-type", "`lr` takes a number, not str"),
+        (lambda: updsl.compile(E, G1).step([torch.ones(1)]), "unnamed-tensor", "list(.|\\n)*{name: tensor}"),
+        (lambda: E.init(G1, seed="x"), "parameter-type", "`seed` takes an integer"),
+        (lambda: E.init(3), "unnamed-tensor", "(.|\\n)*a module"),
+        (lambda: E.init([torch.ones(1)]), "unnamed-tensor", "needs a name"),
+        (lambda: E.init({"a": 3}), "tensor-type", "`a` is of the type int, and no tensor"),
+        (lambda: E.update([torch.ones(1)], E.init(G1)), "unnamed-tensor", "list(.|\\n)*{name: tensor}"),
+        (lambda: E.update(torch.ones(1), E.init(G1)), "unnamed-tensor", "Tensor"),
+        (lambda: E.update({"x": "a"}, E.init(G1)), "tensor-type", "is str"),
+        (lambda: E.update(G1, E.init(G1), lr="x"), "parameter-type", "`lr`"),
+        (lambda: E.update(G1, E.init(G1), lr=torch.ones(2)), "parameter-type", "`lr`"),
+        (lambda: E.update(G1, E.init(G1), set=3), "parameter-type", "`set`"),
+        (lambda: updsl.Optimizer([torch.zeros(1)], "ema", lr="x"), "parameter-type", "`lr`"),
+        (lambda: updsl.Optimizer([torch.zeros(1)], "ema", lr=-1), "parameter-out-of-bounds", "`lr` is -1, below 0"),
+        (lambda: updsl.Optimizer([{"params": [torch.zeros(1)], "lr": -1.0}], "ema"), "parameter-out-of-bounds", "below 0"),
+        (lambda: updsl.Optimizer([torch.zeros(1)], "ema", seed=1.5), "parameter-type", "`seed`"),
+        (lambda: updsl.Optimizer([torch.zeros(1)], "ema", names=3), "unnamed-tensor", "a module"),
+        (lambda: updsl.Optimizer([torch.zeros(1)], "ema", nonfinite=None), "unknown-policy", "None"),
+    ],
+)
+def test_calls_of_wrong_types_are_refused(call, expected, match) -> None:
+    with refused(expected, match):
+        call()
+
+
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 INPUTS = """rule r:
@@ -377,6 +437,12 @@ def test_inputs_have_the_form_of_their_scope() -> None:
         ({"h": {"y": torch.zeros(2, 2)}}, "unknown-tensor", "`y`"),
         ({"h": {"x": torch.zeros(2, 2, dtype=torch.int32)}}, "tensor-type", "int32"),
         ({"a": [1.0, 2.0]}, "input-shape", "one number"),
+        ({"a": "a"}, "input-shape", "is str, and must be real"),
+        ({"a": {"x": 1}}, "input-shape", "is dict"),
+        ({"a": 1j}, "input-shape", "is complex"),
+        ({"a": torch.tensor(1j)}, "input-shape", "must be real"),
+        ({"f": {"x": "ab"}}, "input-shape", "must be real"),
+        ({"h": {"x": "ab"}}, "tensor-type", "is str"),
         ({"f": {"x": [1.0]}}, "input-shape", "must be 2"),
         ({"P": {"x": [1.0]}}, "input-shape", "n×n"),
     ],

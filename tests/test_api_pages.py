@@ -13,7 +13,7 @@ import updsl
 from updsl.core.resources import folder
 
 SOURCES = [*sorted((Path(updsl.__file__).parent / "runtime").glob("*.py")), Path(updsl.__file__).parent / "pipeline.py"]
-OF_TEXTS = {"unknown-parameter"}
+OF_TEXTS = {"unknown-parameter", "parameter-out-of-bounds"}
 """Codes that mistakes in texts share."""
 
 

@@ -101,6 +101,8 @@ def reads(program: Program) -> Iterator[Ref]:
 
 def to_backend(backend: str) -> str:
     """What "auto" stands for ("torch"), or the backend's own name. Raises UpdslError if there is none of that name."""
+    if not isinstance(backend, str):
+        raise UpdslError(Diagnostic("unknown-backend", f"a backend is a name, not {backend!r}", help='choose "auto", "torch", "inductor" or "interpret"'))
     if backend in LATER:
         raise UpdslError(Diagnostic("unknown-backend", f"the backend `{backend}` is not built in this version", help='choose "torch" or "inductor"'))
     if backend != "auto" and backend not in BACKENDS:

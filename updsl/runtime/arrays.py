@@ -25,11 +25,29 @@ def supported(x: Any, what: str) -> None:
     elif isinstance(x, (np.ndarray, np.generic)):
         kind = None if x.dtype.kind == "f" else str(x.dtype)
     else:
-        kind = None
+        kind = None if is_real(x) else type(x).__name__
     if kind is not None:
         raise UpdslError(
             Diagnostic("tensor-type", f"{what} is {kind}; rules run on float64, float32, bfloat16 and float16, dense", help="convert it first, or leave it out")
         )
+
+
+def is_real(x: Any) -> bool:
+    """Whether it is real numbers: a number, an array, a tensor, or nested sequences of them."""
+    if is_tensor(x):
+        return not x.is_complex()
+    try:
+        return np.asarray(x).dtype.kind in "fiub"
+    except (TypeError, ValueError):
+        return False
+
+
+def by_name(grads: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The gradients as a dict of its own. Raises UpdslError for anything but a mapping, or None."""
+    if grads is not None and not isinstance(grads, Mapping):
+        message = f"the gradients are given as {type(grads).__name__}, and need names"
+        raise UpdslError(Diagnostic("unnamed-tensor", message, help="pass a dict, `{name: tensor}`"))
+    return dict(grads or {})
 
 
 def to_numpy(x: Any) -> np.ndarray:

@@ -13,7 +13,10 @@ from updsl.front.module import Module
 from updsl.front.syntax import Name
 from updsl.front.unit import Constant
 from updsl.pipeline import Engine
-from updsl.runtime.parameters import WEIGHT_DECAY, checked, parameter_of
+from updsl.runtime.parameters import WEIGHT_DECAY, checked, parameter_of, rate
+
+GROUP = '{"params": ["name", …], …}'
+"""How a group is written."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,25 @@ def named(params: Any) -> dict[str, Array]:
     """Tensors by name, from a dict, an iterable of (name, tensor), or a module."""
     if hasattr(params, "named_parameters"):
         return dict(params.named_parameters())
+    if not isinstance(params, Iterable):
+        raise unnamed(f"tensors by name are needed here, not {type(params).__name__}")
     pairs = params.items() if isinstance(params, Mapping) else params
     found: dict[str, Array] = {}
     for item in pairs:
         if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)):
-            raise UpdslError(Diagnostic("unnamed-tensor", "every tensor needs a name here", help="pass a dict, pairs of (name, tensor), or a module"))
+            raise unnamed("every tensor needs a name here")
         if item[0] in found:
             raise UpdslError(Diagnostic("duplicate-tensor", f"two tensors are called `{item[0]}`", help="give each tensor a name of its own"))
+        if not hasattr(item[1], "shape"):
+            message = f"`{item[0]}` is of the type {type(item[1]).__name__}, and no tensor"
+            raise UpdslError(Diagnostic("tensor-type", message, help="pass a tensor, such as `torch.tensor(3.0)`"))
         found[item[0]] = item[1]
     return found
+
+
+def unnamed(message: str) -> UpdslError:
+    """Of tensors without names where names are needed."""
+    return UpdslError(Diagnostic("unnamed-tensor", message, help="pass a dict, pairs of (name, tensor), or a module"))
 
 
 def grouped(module: Module, names: Iterable[str], groups: Sequence[Mapping[str, Any]] | None) -> tuple[dict[str, int], tuple[Group, ...]]:
@@ -74,17 +87,21 @@ def grouped(module: Module, names: Iterable[str], groups: Sequence[Mapping[str, 
     names = list(names)
     group_of: dict[str, int] = {}
     found: list[Group] = []
+    if groups is not None and (isinstance(groups, str) or not isinstance(groups, Sequence)):
+        raise UpdslError(Diagnostic("bad-group", f"the groups are {type(groups).__name__}, and no list of them", help=f"write `groups=[{GROUP}]`"))
     for i, entry in enumerate(groups or ()):
-        members = entry.get("params")
+        members = entry.get("params") if isinstance(entry, Mapping) else None
         if isinstance(members, str) or not isinstance(members, Iterable):
-            raise UpdslError(Diagnostic("bad-group", f"group {i} does not say which tensors are in it", help='write `{"params": ["name", …], …}`'))
+            raise UpdslError(Diagnostic("bad-group", f"group {i} does not say which tensors are in it", help=f"write `{GROUP}`"))
         for name in members:
+            if not isinstance(name, str):
+                raise UpdslError(Diagnostic("bad-group", f"group {i} lists a {type(name).__name__}, and not a tensor's name", help=f"write `{GROUP}`"))
             known(name, names, f"group {i} names")
             if name in group_of:
                 raise UpdslError(Diagnostic("bad-group", f"`{name}` is in group {group_of[name]} and in group {i}", help="list a tensor in one group"))
             group_of[name] = i
         own = {k: checked(parameter_of(module, k), v) for k, v in entry.items() if k not in ("params", "lr")}
-        found.append(Group(entry.get("lr"), own))
+        found.append(Group(rate(entry.get("lr")), own))
     if len(group_of) < len(names) or not found:
         group_of |= {name: len(found) for name in names if name not in group_of}
         found.append(Group())

@@ -13,7 +13,7 @@ from updsl.runtime import arrays
 from updsl.runtime.bind import frame, named
 from updsl.runtime.commit import uninterrupted, writable, write
 from updsl.runtime.inputs import inputs_of
-from updsl.runtime.parameters import set_later
+from updsl.runtime.parameters import rate, set_later
 from updsl.runtime.reference import over_tensors
 from updsl.runtime.rule import Rule, from_samples, start, to_rule
 from updsl.runtime.state import State
@@ -40,7 +40,7 @@ class Compiled:
     ):
         for name, p in params.items():
             arrays.supported(p, f"`{name}`")
-        self.rule, self.params, self.lr = rule, dict(params), lr
+        self.rule, self.params, self.lr = rule, dict(params), rate(lr)
         self.values = dict(rule.params)
         self.state: State = start(rule, self.params, groups, seed)
         self._backend, self._watches = backend, watches
@@ -73,8 +73,8 @@ class Compiled:
         grads: name → tensor of the parameter's shape; one that is missing or None takes no part. lr: a number or 0-d tensor. inputs: by name, as of
         `Rule.update`. All or nothing: on an UpdslError, or any other exception, gradients, parameters and state are as before.
         """
-        module, here, given = self.rule.module, self.state.layout, dict(grads or {})
-        lr = self.lr if lr is None else lr
+        module, here, given = self.rule.module, self.state.layout, arrays.by_name(grads)
+        lr = self.lr if lr is None else rate(lr)
         engine = self._engine_for(here.has_lr(lr))
         g = arrays.gradients(from_samples(self.rule, here, given, inputs), here)
         found, batch = inputs_of(module, engine, here, g, inputs, arrays.to_torch)

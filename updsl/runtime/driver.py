@@ -14,12 +14,12 @@ from updsl.core.frame import Frame, Result, RuleState, Tensor
 from updsl.core.scope import Scope
 from updsl.pipeline import Engine, to_backend
 from updsl.runtime import arrays
-from updsl.runtime.bind import Group, Layout, frame, group_entries, layout, named, reads_names
+from updsl.runtime.bind import Group, Layout, frame, group_entries, layout, named, reads_names, unnamed
 from updsl.runtime.commit import uninterrupted, writable
 from updsl.runtime.inputs import inputs_of, known_input
 from updsl.runtime.mirror import Mirror
 from updsl.runtime.nonfinite import Guard
-from updsl.runtime.parameters import set_later
+from updsl.runtime.parameters import rate, seeded, set_later
 from updsl.runtime.reference import over_tensors
 from updsl.runtime.rule import Rule, from_samples
 from updsl.runtime.state import same_rule
@@ -62,7 +62,9 @@ class Driver:
         prefix: str,
         entries: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ):
-        self.rule, self.optimizers, self.seed, self.entries = rule, optimizers, int(seed), entries
+        self.rule, self.optimizers, self.seed, self.entries = rule, optimizers, seeded(seed), entries
+        if names is not None and not hasattr(names, "named_parameters") and not isinstance(names, Iterable):
+            raise unnamed(f"`names` are tensors by name, not {type(names).__name__}")
         self.names = names if names is None or hasattr(names, "named_parameters") else list(names.items() if isinstance(names, Mapping) else names)
         self.backend = to_backend(backend)
         self.guard = Guard(nonfinite, rule.name)
@@ -126,7 +128,7 @@ class Driver:
     def layout(self) -> Layout:
         """The tensors, their groups, and what the groups set, as of now."""
         self.members()
-        groups = tuple(Group(group.get("lr"), group_entries(self.rule.module, self.entries(group))) for group in self.groups())
+        groups = tuple(Group(rate(group.get("lr")), group_entries(self.rule.module, self.entries(group))) for group in self.groups())
         return Layout(self._shapes.tensors, self._shapes.empty, self._shapes.group_of, groups)
 
     def engine(self, here: Layout) -> Engine:

@@ -16,7 +16,7 @@ from updsl.core.frame import Key, Tensor
 from updsl.core.ir import Dim, Input
 from updsl.front.module import Module
 from updsl.pipeline import Engine
-from updsl.runtime.arrays import supported
+from updsl.runtime.arrays import is_real, supported
 from updsl.runtime.bind import Layout, known
 
 Given = Mapping[str, Any]
@@ -150,8 +150,10 @@ def _size(d: Dim | None, tensor: Tensor) -> int | None:
 
 def _shaped(item: Input, key: Key, x: Any, want: tuple[int | None, ...]) -> Any:
     where = f"the input `{item.name}`" + (f" of `{key}`" if key != "" else "")
-    if not isinstance(x, (int, float)) and item.kind != "per":
+    if item.kind != "per":
         supported(x, where)
+    elif not is_real(x):
+        raise UpdslError(Diagnostic("input-shape", f"{where} is {type(x).__name__}, and must be real", help=f"pass `{item.name}=`: {form(item)}"))
     have = tuple(np.shape(x))
     if len(have) != len(want) or any(w not in (None, h) for h, w in zip(have, want, strict=True)):
         shown = "×".join("n" if n is None else str(n) for n in want) or "one number"

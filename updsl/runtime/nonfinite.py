@@ -29,7 +29,7 @@ class Guard:
 
     def __init__(self, policy: str, who: str):
         if policy not in POLICIES:
-            help_ = did_you_mean(policy, POLICIES) or f"choose one of {', '.join(POLICIES)}"
+            help_ = did_you_mean(str(policy), POLICIES) or f"choose one of {', '.join(POLICIES)}"
             raise UpdslError(Diagnostic("unknown-policy", f"unknown policy for non-finite gradients `{policy}`", help=help_))
         self.policy, self.who = policy, who
         self.bad: Any = 0

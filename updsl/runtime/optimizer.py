@@ -11,7 +11,7 @@ import torch
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.runtime.commit import write
 from updsl.runtime.driver import Driver, Stepped
-from updsl.runtime.parameters import WEIGHT_DECAY
+from updsl.runtime.parameters import WEIGHT_DECAY, rate
 from updsl.runtime.rule import Rule, to_rule
 from updsl.runtime.transform import PREFIX, Handle, attach, refuse_writer
 
@@ -43,7 +43,7 @@ class Optimizer(torch.optim.Optimizer):
     ):
         self.rule = to_rule(rule_or_name, parameters)
         self._driver: Driver | None = None
-        super().__init__(params, {"lr": lr})
+        super().__init__(params, {"lr": not_negative(lr)})
         self._start(names, nonfinite, backend, seed)
 
     def _start(self, names: Any, nonfinite: str, backend: str, seed: int) -> None:
@@ -70,6 +70,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise UpdslError(
                     Diagnostic("unknown-parameter", f"a parameter group sets `{name}`, and `{self.rule.name}` has no parameter `{name}`", help=help_)
                 )
+        not_negative(param_group.get("lr"))
         super().add_param_group(param_group)
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -137,6 +138,13 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._start(more["names"], more["nonfinite"], more["backend"], more["seed"])
         self.driver.values = dict(more["values"])
+
+
+def not_negative(lr: Any) -> Any:
+    """A learning rate as it is. Raises UpdslError if it is below 0, as torch's optimizers do, or no number."""
+    if rate(lr) is not None and lr < 0:
+        raise UpdslError(Diagnostic("parameter-out-of-bounds", f"`lr` is {float(lr):g}, below 0", help=f"pass `lr={-float(lr):g}`"))
+    return lr
 
 
 def moved(stepped: Stepped, name: str) -> torch.Tensor:

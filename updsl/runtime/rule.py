@@ -19,7 +19,7 @@ from updsl.front.unit import Constant
 from updsl.runtime import arrays
 from updsl.runtime.bind import Layout, frame, grouped, layout, named
 from updsl.runtime.inputs import inputs_of
-from updsl.runtime.parameters import set_later, settled
+from updsl.runtime.parameters import rate, seeded, set_later, settled, typed
 from updsl.runtime.state import State, register, same_rule, text_hash
 
 MAX_ENGINES = 16
@@ -150,7 +150,7 @@ def revived(module: Module, params: dict[str, Constant]) -> Rule:
 def start(rule: Rule, params: Any, groups: Sequence[Mapping[str, Any]] | None, seed: int) -> State:
     """The state before the first step of these tensors."""
     shapes = {name: tuple(x.shape) for name, x in named(params).items()}
-    return State(layout(shapes, *grouped(rule.module, shapes, groups)), int(seed), RuleState(), rule.text_hash)
+    return State(layout(shapes, *grouped(rule.module, shapes, groups)), seeded(seed), RuleState(), rule.text_hash)
 
 
 def regrouped(rule: Rule, here: Layout, groups: Sequence[Mapping[str, Any]] | None) -> Layout:
@@ -180,6 +180,9 @@ def advance(
         )
     same_rule(rule.name, rule.text_hash, state.rule, "the state", "hand over a state that this rule's `init` or `update` gave")
     here = regrouped(rule, state.layout, groups)
+    lr = rate(lr)
+    if set is not None and not isinstance(set, Mapping):
+        raise typed("set", set, "values by parameter", "pass a dict, `{name: value}`")
     values = {**rule.params, **set_later(rule.module, rule.constants, set or {})}
     g = {name: convert(x) for name, x in arrays.gradients(from_samples(rule, here, grads, inputs), here).items()}
     engine = rule.engine(here, here.has_lr(lr), backend)
@@ -193,7 +196,7 @@ def advance(
 
 def from_samples(rule: Rule, here: Layout, grads: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The gradients; where one is left out and there are per-sample gradients, their mean."""
-    grads, samples = dict(grads or {}), inputs.get("samples")
+    grads, samples = arrays.by_name(grads), inputs.get("samples")
     if rule.inputs.get("samples") != "samples" or not isinstance(samples, Mapping):
         return grads
     for name in here.shapes:
@@ -208,11 +211,16 @@ def load(rule: str | os.PathLike[str], /, **params: Any) -> Rule:
 
     Raises UpdslError on every mistake in the text, and on a parameter that the rule does not have, of the wrong type, or out of bounds.
     """
+    if not isinstance(rule, (str, os.PathLike)):
+        raise typed("rule", rule, "a library name or a path", 'pass a text, such as `"zclip"`')
     return Rule(pipeline.from_file(rule), params)
 
 
 def parse(text: str, /, name: str | None = None, **params: Any) -> Rule:
     """A rule from its text; `name` is what a bare pipeline is called. Raises UpdslError as `load` does."""
+    for argument, value in {"text": text, "name": name or ""}.items():
+        if not isinstance(value, str):
+            raise typed(argument, value, "a text", "decode it first" if isinstance(value, bytes) else 'pass a text, such as `"clip norm > 1"`')
     return Rule(pipeline.from_text(text, name), params)
 
 
