@@ -189,6 +189,19 @@ def test_no_text_is_obeyed(text):
     assert is_balanced(word(text))
 
 
+@pytest.mark.parametrize("text", ["g" + "^2" * 190, "-" * 190 + "g", "g" + " or g" * 190, "abs(" * 60 + "g" + ")" * 60, "g" + " / g" * 190])
+def test_depth_is_no_trouble(text):
+    assert is_balanced(to_latex(pipeline.from_text(f"rule r = {text}\n")))
+
+
+@pytest.mark.parametrize("body", ["m ← g\n    return m", "return clamp(g)", "return solve(g)", "return frob(g)", "return dim() * g", "return g → emma"])
+def test_a_rule_that_does_not_check_is_reported(capsys, tmp_path, body):
+    file = tmp_path / "r.upd"
+    file.write_text(f"rule r:\n    {body}\n", encoding="utf-8")
+    assert cli.run(["show", str(file), "--latex"]) == cli.FOUND
+    assert capsys.readouterr().err.startswith("error[")
+
+
 def test_the_command_prints_it(capsys):
     assert cli.run(["show", "adam", "--latex"]) == 0
     assert capsys.readouterr().out == to_latex(load_module("adam")) + "\n"

@@ -224,7 +224,11 @@ def show(rule: str, after: str | None, source: str | None, as_latex: bool, tenso
     module, found = _load(rule), _tensors(tensors)
     if after is None and source is None:
         from updsl.front.latex import to_latex
+        from updsl.laws.check import unit_mistakes
 
+        mistakes = [d for d in unit_mistakes(module.unit) if d.severity == "error"] if as_latex else []
+        if mistakes:
+            raise UpdslError(mistakes)
         text = to_latex(module) if as_latex else module.text
         say_json({module.name: text}) if output == "json" else say("\n".join(map(printable, text.rstrip().split("\n"))))
         return
