@@ -101,9 +101,10 @@ def test_refused(code: str) -> None:
 
 def test_a_reduction_over_values_of_two_scopes_is_refused() -> None:
     rule = updsl.parse("rule q:\n    s = sum(if ndim > 1 then (norm(g) per tensor) else lr) per all\n    return 0*g + s\n")
+    tensors = {"a": np.ones((2, 2)), "b": np.ones(2)}
+    state = rule.interpret.init(tensors)
     with pytest.raises(updsl.UpdslError, match="one value for each tensor for `a`, and one value for each group for `b`"):
-        tensors = {"a": np.ones((2, 2)), "b": np.ones(2)}
-        rule.interpret.update(tensors, rule.interpret.init(tensors), lr=0.5)
+        rule.interpret.update(tensors, state, lr=0.5)
 
 
 def test_the_size_of_a_matrix_input_is_checked_before_the_step() -> None:

@@ -249,7 +249,7 @@ def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants
 def _mixed(programs: Sequence[Program], class_of: Mapping[str, int]) -> Iterator[Diagnostic]:
     """A reduction over several tensors whose operand is one value of the whole model (or group) for some tensors, and of each tensor for others."""
     first: dict[str, tuple[int, Scope]] = {}
-    of = {c: name for name, c in reversed(class_of.items())}
+    of = {c: next(name for name, d in class_of.items() if d == c) for c in range(len(programs))}
     for c, program in enumerate(programs):
         for b in bindings(program.body):
             if not isinstance(b.expr, Reduce) or not is_shared(b.expr.type) or any(a.type.window for a in b.expr.args):

@@ -287,7 +287,8 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
             cx.hosts.add(f"{label}.{name}")
         twin = cx.twin(f"{label}.{name}", new, old) if is_shared(t) and name not in cx.current else None  # a clock's own twin is a state beside it
         if twin:
-            yields.append(ir.Yield(f"{label}.{name}@tensor", *twin, replace(t, scope=TENSOR)))
+            inner, outer = twin
+            yields.append(ir.Yield(f"{label}.{name}@tensor", inner, outer, replace(t, scope=TENSOR)))
         return Ref(f"{label}.{name}", "value", t, span=s.span)
 
     for name, new in list(cx.current.items()):
