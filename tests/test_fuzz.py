@@ -1,4 +1,4 @@
-"""No text gives anything but success or UpdslError, within the suite's timeout: words of good rules left out, doubled, swapped and exchanged, and plain rubbish."""
+"""No text gives anything but success or UpdslError, within the suite's timeout: words of good rules left out, doubled, swapped and exchanged, and rubbish."""
 
 import json
 from functools import cache
