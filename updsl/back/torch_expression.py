@@ -103,10 +103,11 @@ class Expressions(Writer):
                 return Code(self.stream(e.name, "", e.name), e.type, "tensor")
             case "lr" | "batch":
                 return Code(self.arg(e.name), e.type, "host", flat=True)
-            case "t" if is_shared(e.type):
-                return Code(self.arg("run", wish="t"), e.type, "host", flat=True)
             case "t":
-                return Code(self.arg("t"), e.type, "host")
+                whole = is_shared(e.type)
+                text = self.arg("run", wish="t") if whole else self.arg("t")
+                self.counts.add(text)
+                return Code(text, e.type, "host", flat=whole)
             case name:
                 return Code(self.arg("attribute", name, wish=f"{name} as number"), e.type, "host")
 
@@ -146,7 +147,7 @@ class Expressions(Writer):
         """The op's template filled in, and how tightly it binds."""
         if op.name == "pow":
             x, y = codes
-            if (y.kind == "literal" and y.value != 0) or (x.kind == "literal" and x.value != 1):
+            if (y.kind == "literal" and y.value != 0) or (x.kind == "literal" and x.value != 1) or y.text in self.counts:
                 return self.call("torch.pow", x.text, y.text), ATOM
         template = op.torch or f"runtime.{op.name}({', '.join(f'{{{name}}}' for name in op.args)})"
         called = template.startswith(("torch.", "runtime."))

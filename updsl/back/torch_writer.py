@@ -74,7 +74,7 @@ def literal(value: float | bool) -> Code:
 @dataclass
 class Writer:
     """The body of one function. `local`: of a class of tensors; else of a group or of the model. `known`: bindings of earlier pieces. `full`: names of
-    full-size values. `subject`: what lines without a name of their own are called after."""
+    full-size values. `counts`: names of whole numbers from 1 on. `subject`: what lines without a name of their own are called after."""
 
     local: bool
     program: Program
@@ -85,6 +85,7 @@ class Writer:
     lines: list[str] = field(default_factory=list)
     bound: dict[str, Code] = field(default_factory=dict)
     full: set[str] = field(default_factory=set)
+    counts: set[str] = field(default_factory=set)
     subject: str = "x"
 
     # --- names -------------------------------------------------------------------------------------------------------
