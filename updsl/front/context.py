@@ -278,6 +278,8 @@ class Context:
         match e:
             case ir.Reduce(args=args) if ir.is_shared(e.type) and not any(a.type.window for a in args):
                 return ir.rebuild(e, tuple(self.settle(a) for a in args))
+            case ir.Apply(op="largest", args=(x, k)) if ir.is_joint(e):
+                return ir.rebuild(e, (self.settle(x), k))
             case ir.Apply(op="store") if ir.is_shared(e.type):
                 return e
             case _ if TENSOR <= e.type.scope:

@@ -196,9 +196,15 @@ def is_stored(cx: Context, e: Expr, dtype: str, t: Type) -> bool:
 
 def note_stored(cx: Context, y: ir.Yield) -> None:
     """What a block leaves is rounded if both its values are."""
-    for e in (y.inner, y.outer):
-        if isinstance(e, Ref) and e.kind == "value" and (known := cx.stored.get(e.name)) and all(is_stored(cx, x, *known) for x in (y.inner, y.outer)):
-            cx.stored[y.name] = known
+    match y.inner:
+        case Ref(kind="value", name=name):
+            known = cx.stored.get(name)
+        case Ref(kind="state", name=name, type=t):
+            known = cx.states[name].dtype or "state", t
+        case _:
+            known = None
+    if known and all(is_stored(cx, x, *known) for x in (y.inner, y.outer)):
+        cx.stored[y.name] = known
 
 
 def reset(cx: Context, env: Env, s: syntax.Reset) -> None:
