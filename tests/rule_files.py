@@ -172,7 +172,8 @@ ENDINGS: dict[str, Callable[[Author], None]] = {"returned": returned, "again": r
 STEP = "rule Step(q = 0.1):\n    w ← w - lr*(g + q*w)\n"
 
 
-def written_file(pen: Writer) -> tuple[str, dict[str, str]]:
+def written_file(pen: Writer, grouped: bool = False) -> tuple[str, dict[str, str]]:
+    """The file, and the inputs of its main rule. grouped: groups may have their own values of the parameters, whose scope is the group's then."""
     numbers, inputs = [0], {}
     mode = pen.pick(("", "", "skip"))
     fns = [written_fn(pen, i) for i in range(pen.number(0, 2))]
@@ -184,7 +185,7 @@ def written_file(pen: Writer) -> tuple[str, dict[str, str]]:
         helpers.append((name, default))
         declarations.append("\n".join(lines))
         inputs |= more
-    pen.names = [("a", ALL), ("b", ALL)]
+    pen.names = [] if grouped else [("a", ALL), ("b", ALL)]
     pen.flags = ("debug", "true", "false", 'mode == "fast"')
     author = main(pen, numbers, helpers, mode, declarations[len(fns) :])
     inputs |= author.inputs

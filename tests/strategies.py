@@ -121,7 +121,7 @@ def decoded(choices: bytes, data: Iterator[int], missing: bool, steps: int) -> C
     shapes = {name: SHAPES[name] for name in names}
     groups = grouping(pen, names)
     changed = pen.number(1, 2 * steps)
-    text, inputs = written_file(Writer(iter(choices)))
+    text, inputs = written_file(Writer(iter(choices)), groups is not None)
     weights, taken = streams(data, shapes), []
     for t in range(steps):
         there = {n: s for n, s in shapes.items() if not missing or not pen.chance(3)} or {names[0]: shapes[names[0]]}

@@ -167,8 +167,8 @@ class Writer:
                     "(cols / numel)",
                     "(numel / 50)",
                     "(ndim / 3)",
-                    "(if ndim > 0 then dim(0) / dim(-1) else 1)",
-                    '(if name ~ "a|o+n.*v$" then 0.3 else 0.8)',
+                    "((if ndim > 0 then dim(0) / dim(-1) else 1)*rows / numel)",
+                    '((if name ~ "a|o+n.*v$" then 0.3 else 0.8)*cols / numel)',
                 ]
             case "group":
                 known += ["(5*lr)"]
@@ -199,20 +199,11 @@ class Writer:
         return f"({text})" if bare else f"({text} per {scope})"
 
     def static_choice(self, scope: Scope, depth: int) -> str:
-        condition = self.pick(
-            (
-                "rows > cols",
-                "ndim < 2",
-                "not numel >= 12",
-                f"{self.pick(self.flags)} and cols > 1",
-                'name ~ "bias"',
-                'name == "b.weight"',
-                "dim(0) == 3 or ndim == 4",
-            )
-        )
-        condition = condition.replace("dim(0)", "(if ndim > 0 then dim(0) else 1)")
+        """Of a value of several tensors, one that is the same for all of them."""
+        of_tensor = ("rows > cols", "ndim < 2", "not numel >= 12", "(if ndim > 0 then dim(0) else 1) == 3 or ndim == 4", 'name ~ "bias"', 'name == "b.weight"')
+        conditions = (*self.flags, f"not {self.pick(self.flags)} or false", *(of_tensor if TENSOR <= scope else ()))
         with self.within(pure=True):
-            return f"(if {condition} then {self.exact(scope, depth)} else {self.exact(scope, depth)})"
+            return f"(if {self.pick(conditions)} then {self.exact(scope, depth)} else {self.exact(scope, depth)})"
 
     def instance(self, scope: Scope, depth: int) -> str:
         """A number smoothed by a rule with state of its own; under a `per` that reaches in, where something takes it."""
