@@ -92,6 +92,7 @@ def test_programs(number: int, backend: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("number", COMPILED)
 def test_programs_under_torch_compile(number: int) -> None:
     check_program(SUITE["programs"][number], "inductor")
