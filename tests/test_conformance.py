@@ -91,9 +91,8 @@ def test_programs(number: int, backend: str) -> None:
     check_program(SUITE["programs"][number], backend)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("number", COMPILED)
+@pytest.mark.parametrize("number", [pytest.param(n, marks=pytest.mark.slow if i < 2 else pytest.mark.nightly) for i, n in enumerate(COMPILED)])
 def test_programs_under_torch_compile(number: int) -> None:
     check_program(SUITE["programs"][number], "inductor")
 

@@ -10,11 +10,19 @@ def name(case: golden.Case) -> str:
     return f"{case.file}-{case.rule}"
 
 
-SLOW = {"inductor": [pytest.mark.slow, pytest.mark.timeout(900)]}
+COMPILED = ("adamw", "zclip-percentile", "muon-keller_f64", "stable_spam-gap0")
+"""Files that are compared under torch.compile in every run; all of them are nightly."""
 
 
-@pytest.mark.parametrize("backend", [pytest.param(b, marks=SLOW.get(b, [])) for b in golden.BACKENDS])
-@pytest.mark.parametrize("case", golden.CASES, ids=name)
+def pairs():
+    """Every file in every backend; compiling takes some ten seconds each."""
+    for case in golden.CASES:
+        for backend in golden.BACKENDS:
+            compiled = [pytest.mark.timeout(900), pytest.mark.slow if case.file in COMPILED else pytest.mark.nightly]
+            yield pytest.param(case, backend, marks=compiled if backend == "inductor" else [], id=f"{name(case)}-{backend}")
+
+
+@pytest.mark.parametrize(("case", "backend"), pairs())
 def test_equals_the_official_code(case, backend, record_property):
     found = golden.worst(case, backend)
     record_property("golden", f"{case.file} {case.rule} {backend} {max(found.values()):.17g}")

@@ -134,7 +134,7 @@ def test_gradients_may_be_missing_at_some_steps(case) -> None:
     check_torch(case)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @examples(0.03)
 @given(cases(steps=3))
