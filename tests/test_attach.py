@@ -190,6 +190,40 @@ def test_shapes(shape) -> None:
     assert torch.equal(q.detach(), torch.full((6, 4), -1.0))
 
 
+def test_gradients_that_a_rule_leaves_as_they_are_stay_where_they_are() -> None:
+    params = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))]
+    o = torch.optim.SGD(params, lr=1.0)
+    rule = updsl.parse("rule r:\n    state m = 0\n    m ← g\n    match:\n        ndim < 2: 2*g\n        else:     g\n")
+    handle = updsl.attach(o, rule)
+    given = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    params[0].grad, params[1].grad = given, torch.ones(2)
+    o.step()
+    assert params[0].grad is given
+    assert given.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert params[1].grad.tolist() == [2.0, 2.0]
+    given.zero_()
+    assert handle.driver.state.values["m"]["0.0"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize("text", ["it", "rule r = g.T"])
+def test_gradients_that_are_views_are_not_taken_for_what_they_view(text) -> None:
+    p = torch.nn.Parameter(torch.zeros(2, 2))
+    p.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T
+    want = (p.grad if text == "it" else p.grad.T).tolist()
+    o = torch.optim.SGD([p], lr=1.0)
+    updsl.attach(o, updsl.parse(text))
+    o.step()
+    assert p.grad.tolist() == want
+
+
+def test_large_gradients_are_finite() -> None:
+    (p,), o = sgd([3e38, -3e38])
+    handle = updsl.attach(o, "ema", beta=0.0)
+    o.step()
+    assert handle.counts == {"bad": 0, "in_a_row": 0, "overflowed": 0}
+    assert p.grad.tolist() == torch.tensor([3e38, -3e38]).tolist()
+
+
 def test_channels_last_gradients_keep_their_layout() -> None:
     p = torch.nn.Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))
     o = torch.optim.SGD([p], lr=1.0)
@@ -789,6 +823,18 @@ def test_hooks_do_not_survive_pickling() -> None:
     again.step()
     assert again.param_groups[0]["params"][0].grad.tolist() == [1.0]
     assert not attached.get(again)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_attaching_to_a_copy_goes_on(copier) -> None:
+    (_,), o = sgd([1.0])
+    updsl.attach(o, updsl.parse(COUNTER))
+    o.step()
+    again = copier(o)
+    handle = updsl.attach(again, updsl.parse(COUNTER))
+    again.param_groups[0]["params"][0].grad = torch.tensor([1.0])
+    again.step()
+    assert float(handle.watch()["n"]) == 2.0
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])

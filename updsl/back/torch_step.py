@@ -203,7 +203,8 @@ class _Step:
             match role:
                 case "out" | "weight":
                     assert isinstance(where, Call)
-                    (out if role == "out" else weights).update(where.each(owned.apart(x), GRID))
+                    found = self.untouched(where, x) if role == "out" and self.frame.consumed else {}
+                    (out if role == "out" else weights).update(found or where.each(owned.apart(x), GRID))
                 case "watch" if isinstance(where, Call):
                     watches.setdefault(name, {}).update({n: x[k].reshape(()).clone() for k, n in enumerate(where.names)})  # type: ignore[attr-defined]
                 case "watch" if where == "":
@@ -217,6 +218,16 @@ class _Step:
             watches,
             self.after(owned),
         )
+
+    def untouched(self, call: Call, x: Tensor) -> dict[str, Tensor]:
+        """The gradients of a call, if x is these very arrays; else none."""
+        if x.dtype != call.given or memory_of(x) != memory_of(self.frame.g[call.names[0]]):
+            return {}
+        same = all(
+            a.data_ptr() == g.data_ptr() and a.shape == g.shape and a.stride() == g.stride()
+            for a, g in ((a, self.frame.g[name]) for name, a in call.each(x, GRID).items())
+        )
+        return {name: self.frame.g[name] for name in call.names} if same else {}
 
     def after(self, owned: _Owned) -> RuleState:
         """The states after the step; those that the step does not assign stay, those of tensors that take no part too."""

@@ -53,7 +53,8 @@ class Frame:
 
     group_of: tensor → group index. lr and params: group index → number (float or 0-d array); all groups have every parameter, and one that no group
     overrides has the same value in all. inputs: name → key → array ("stream", "samples", "matrix": by tensor; "per": by the keys of its scope).
-    batch: number of samples, if the rule has sample inputs. seed: of the draws."""
+    batch: number of samples, if the rule has sample inputs. seed: of the draws. consumed: the caller overwrites `g` with `out`, so that an array of `g` which
+    a rule leaves as it is may be handed out itself."""
 
     g: dict[str, Array]
     w: dict[str, Array]
@@ -63,6 +64,7 @@ class Frame:
     inputs: dict[str, dict[Key, Array]] = field(default_factory=dict)
     batch: int | None = None
     seed: int = 0
+    consumed: bool = False
 
 
 @dataclass

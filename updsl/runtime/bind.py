@@ -127,8 +127,11 @@ def frame(
     inputs: Mapping[str, Mapping],
     batch: int | None,
     seed: int,
+    consumed: bool = False,
 ) -> Frame:
-    """The frame of one step. g: the gradients of the tensors that take part. Raises UpdslError if a weight that is read is missing."""
+    """The frame of one step. g: the gradients of the tensors that take part. consumed: `out` takes their place, or is not kept.
+
+    Raises UpdslError if a weight that is read is missing."""
     varying = [name for name, value in values.items() if not isinstance(value, (bool, str))]
     params = {i: {name: group.params.get(name, values[name]) for name in varying} for i, group in enumerate(here.groups)}
     lrs = {i: lr if group.lr is None else group.lr for i, group in enumerate(here.groups)} if here.has_lr(lr) else {}
@@ -137,7 +140,7 @@ def frame(
     lacking = next((name for name in g if name not in w and engine.reads_weights(name)), None)
     if lacking is not None:
         raise UpdslError(Diagnostic("missing-weights", f"`{module.name}` reads w, and the weight of `{lacking}` is not given", help="pass `params=`"))
-    return Frame(g, w, dict(here.group_of), lrs, params, {k: dict(v) for k, v in inputs.items()}, batch, seed)
+    return Frame(g, w, dict(here.group_of), lrs, params, {k: dict(v) for k, v in inputs.items()}, batch, seed, consumed)
 
 
 def reads_names(module: Module) -> bool:

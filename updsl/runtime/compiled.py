@@ -78,7 +78,7 @@ class Compiled:
         engine = self._engine_for(here.has_lr(lr))
         g = arrays.gradients(from_samples(self.rule, here, given, inputs), here)
         found, batch = inputs_of(module, engine, here, g, inputs, arrays.to_torch)
-        now = frame(module, engine, here, self.values, lr, g, arrays.weights(self.params, g, here), found, batch, self.state.seed)
+        now = frame(module, engine, here, self.values, lr, g, arrays.weights(self.params, g, here), found, batch, self.state.seed, consumed=True)
         written = {name: x for name, x in given.items() if name in g and self._returns(engine, name)}
         writable(written, "the gradient")
         if module.writes_weights:

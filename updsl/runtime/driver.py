@@ -196,7 +196,7 @@ class Driver:
             g = arrays.gradients(from_samples(self.rule, here, g, self.inputs), here)
         found, batch = inputs_of(self.rule.module, engine, here, g, self.inputs, arrays.to_torch)
         w = {name: self._members[name].parameter.detach() for name in g}
-        return frame(self.rule.module, engine, here, self.values, None, g, w, found, batch, self.seed)
+        return frame(self.rule.module, engine, here, self.values, None, g, w, found, batch, self.seed, consumed=True)
 
     def commit(self, stepped: Stepped, write: Callable[[], None]) -> None:
         """Write the step, by `write` and here: all of it, or on an exception none."""

@@ -50,9 +50,11 @@ def attach(
     what the rule reads.
 
     Closures are evaluated first; under LBFGS each evaluation is a step of the rule. Steps are all or nothing: after an exception gradients and states are as
-    before. Hooks do not survive pickling; `updsl.optimizer(Class, rule)` does. What the optimizer does comes after the rule: coupled weight decay is not
-    clipped, and Adam undoes a common scale. Raises UpdslError before anything is changed: a rule that writes w, an unknown parameter, an object
-    without hooks, a rule that is attached already, integer, complex or sparse parameters.
+    before. Hooks do not survive pickling: a copy, deep copy or pickle of the optimizer steps without the rule, and torch leaves no place to warn of it.
+    Attach to the copy, which goes on from the rule's state, or make the optimizer by `updsl.optimizer(Class, rule)`, whose copies have the rule. What the
+    optimizer does comes after the rule: coupled weight decay is not clipped, and Adam undoes a common scale. Raises UpdslError before anything is
+    changed: a rule that writes w, an unknown parameter, an object without hooks, a rule that is attached already, integer, complex or sparse
+    parameters.
     """
     rule = to_rule(rule_or_name, params)
     inner = [unwrapped(o) for o in (optimizer if isinstance(optimizer, (list, tuple)) else [optimizer])]
