@@ -128,7 +128,7 @@ def test_torch_equals_the_interpreter_on_two_thousand_programs(number) -> None:
     slice_of(number, SLICE)
 
 
-@examples(0.3)
+@examples(0.25)
 @given(cases(missing=True))
 def test_gradients_may_be_missing_at_some_steps(case) -> None:
     check_torch(case)
@@ -163,7 +163,7 @@ def test_float32_is_close_where_the_program_is_steady(record_property) -> None:
     """Within 2e-5, for programs whose result moves by less than 1e-5 when every input moves by 1e-7 of itself; few others are left out."""
     seen: Counter[str] = Counter()
 
-    @examples(0.4)
+    @examples(0.25)
     @given(cases(), st.lists(st.binary(min_size=61, max_size=61), min_size=2, max_size=2))
     def check(drawn, patterns) -> None:
         case = every_input(drawn, lambda x: x.astype(np.float32).astype(np.float64))
@@ -187,7 +187,7 @@ def test_float32_is_close_where_the_program_is_steady(record_property) -> None:
 def test_a_step_changes_nothing_before_it(backend) -> None:
     """Another gradient at step k, and the steps before k are the same to the bit."""
 
-    @examples(0.15)
+    @examples(0.1)
     @given(cases(), st.integers(1, 4))
     def check(case, k) -> None:
         other = list(case.steps)
@@ -197,7 +197,7 @@ def test_a_step_changes_nothing_before_it(backend) -> None:
     check()
 
 
-@examples(0.25)
+@examples(0.15)
 @given(cases(missing=True))
 def test_the_order_of_tensors_does_not_matter(case) -> None:
     def turned(x: Any) -> Any:
