@@ -44,7 +44,6 @@ INSTANCES = (
     "nesterov(0.5)",
     "adam(0.5, 0.8, 0.1)",
     "adam(eps = {c})",
-    "rmsprop",
 )
 WINDOWS = (
     "quantile({h}, {q})",
@@ -168,7 +167,7 @@ class Writer:
                     "(numel / 50)",
                     "(ndim / 3)",
                     "((if ndim > 0 then dim(0) / dim(-1) else 1)*rows / numel)",
-                    '((if name ~ "a|o+n.*v$" then 0.3 else 0.8)*cols / numel)',
+                    '((if name ~ "a|o+n.{0,3}v$" then 0.3 else 0.8)*cols / numel)',
                 ]
             case "group":
                 known += ["(5*lr)"]
