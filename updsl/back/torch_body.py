@@ -27,18 +27,13 @@ def values_read(e: Expr) -> list[str]:
 # --- blocks that run and blocks that do not --------------------------------------------------------------------------
 
 
-def due(block: Every, run: int) -> bool:
-    """Whether the block runs on this step of the run."""
-    return block.count > 0 and run >= block.start and (run - block.start) % block.count == 0
-
-
 def blocks_due(programs: Mapping[int, Program], run: int) -> frozenset[tuple[int, str]]:
     """(class, block) of every block that runs on this step."""
 
     def of(c: int, statements: Sequence[Statement]) -> list[tuple[int, str]]:
         found = []
         for s in statements:
-            if isinstance(s, Every) and due(s, run):
+            if isinstance(s, Every) and s.is_due(run):
                 found += [(c, s.name), *of(c, s.body)]
         return found
 

@@ -10,14 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from updsl.back.torch_layout import GRID, Call
+from updsl.back.torch_layout import Call
 from updsl.back.torch_plan import Plan
 from updsl.back.torch_source import Function
 from updsl.back.torch_writer import Arg
 from updsl.core import rng
 from updsl.core.diagnostic import InternalError
 from updsl.core.frame import Frame, Key, RuleState
-from updsl.core.ir import Program, State, Type, is_shared
+from updsl.core.ir import GRID, Program, State, Type, is_shared
 from updsl.core.scope import ALL
 
 Parts = tuple[Tensor, ...]

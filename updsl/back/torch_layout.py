@@ -12,7 +12,7 @@ from torch import Tensor
 from updsl.core import frame
 from updsl.core.frame import Key
 from updsl.core.ir import Dim, Type
-from updsl.core.scope import ELEMENT, Scope
+from updsl.core.scope import Scope
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -143,7 +143,3 @@ def sizes_of(tensor: frame.Tensor, matrices: Mapping[str, Tensor]) -> dict[str, 
     for name, m in matrices.items():
         named[f"{name}.rows"], named[f"{name}.cols"] = frame.Tensor(name, tuple(m.shape)).grid
     return named
-
-
-GRID = Type(ELEMENT, "rows", "cols")
-"""The parameter's own grid."""

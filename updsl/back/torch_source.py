@@ -17,13 +17,12 @@ from updsl.back.torch_names import Names, to_identifier
 from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan
 from updsl.back.torch_writer import ATOM, DTYPES, Arg, Code, Known, literal
 from updsl.core.diagnostic import printable
-from updsl.core.ir import Apply, Binding, Program, Reduce, State, Type, is_shared
+from updsl.core.ir import GRID, Apply, Binding, Program, Reduce, State, is_shared
 from updsl.core.ops import OPS
 from updsl.core.scope import ELEMENT
 from updsl.core.source import NOWHERE, Span
 
 COMMENT = 90
-GRID = Type(ELEMENT, "rows", "cols")
 HEADER = '''"""{title}
 
 Values of tensors of one shape are stacked: (tensor, [sample,] [time,] row, column), with size 1 where they are constant.

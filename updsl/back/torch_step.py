@@ -9,12 +9,12 @@ from torch import Tensor
 
 from updsl.back import torch_runtime as runtime
 from updsl.back.torch_given import Code, Given, Parts
-from updsl.back.torch_layout import GRID, Call, even_runs, memory_of, sizes_of
+from updsl.back.torch_layout import Call, even_runs, memory_of, sizes_of
 from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan, cells_of
 from updsl.back.torch_source import Function
 from updsl.core import frame
 from updsl.core.frame import Frame, Key, Result, RuleState
-from updsl.core.ir import Apply, Program, Reduce, State, is_shared
+from updsl.core.ir import GRID, Apply, Program, Reduce, State, is_shared
 from updsl.core.scope import ELEMENT, GROUP, Scope
 
 Where = Call | Key

@@ -35,7 +35,7 @@ def _inside(cx: Context, env: Env, e: syntax.Call, site: syntax.Node, fn: syntax
     given = functions.bind(cx, e, names, required)
     if given is None:
         return None
-    label = env.sites.label(site, "value") if (("value", id(site)) in env.sites._labels) else fn.name
+    label = env.sites.label(site, "value", fn.name)
     prefix = f"{label}{env.rounds}."
     arguments: dict[str, Value] = {}
     inner = Env(

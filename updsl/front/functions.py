@@ -72,7 +72,7 @@ def bind(cx: Context, e: syntax.Call, names: list[str], required: int) -> dict[s
     if len(positional) > len(names):
         cx.error(
             "too-many-arguments",
-            f"`{e.callee}` takes {_count(len(names))}, not {len(positional)}",
+            f"`{e.callee}` takes {counted(len(names))}, not {len(positional)}",
             e.span,
             help=f"its arguments are `{e.callee}({', '.join(names)})`",
         )
@@ -107,7 +107,7 @@ def bind(cx: Context, e: syntax.Call, names: list[str], required: int) -> dict[s
     return given
 
 
-def _count(n: int) -> str:
+def counted(n: int) -> str:
     return "no arguments" if n == 0 else "one argument" if n == 1 else f"{n} arguments"
 
 

@@ -131,7 +131,7 @@ def _arguments(cx: Context, rule: syntax.Rule, arguments: tuple[syntax.Argument,
             return None
         name = a.name or (names[i] if i < len(names) else None)
         if name is None:
-            many = functions._count(len(names)).replace("argument", "parameter")
+            many = functions.counted(len(names)).replace("argument", "parameter")
             cx.error("too-many-arguments", f"`{rule.name}` has {many}, and this is one more", a.span, help=f"its parameters are {listed}")
             return None
         if name not in names:

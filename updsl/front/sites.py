@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
+from updsl.core.diagnostic import InternalError
 from updsl.core.ops import REDUCTIONS
 from updsl.front import contents, syntax
 from updsl.front.unit import BOTH, BUILTIN_NAMES, FUNCTIONS, Unit
@@ -37,9 +38,14 @@ class Sites:
         """Whether applying the declared rule writes w."""
         return isinstance(self.declaration, syntax.Rule) and contents.writes_weights(self.declaration, self.unit)
 
-    def label(self, node: syntax.Node, kind: str) -> str:
-        """The name of what this node makes; kind is "rule", "state", "watch", "value", or "flow" (what flows out of a stage)."""
-        return self._labels[kind, id(node)]
+    def label(self, node: syntax.Node, kind: str, made: str | None = None) -> str:
+        """The name of what this node makes; kind is "rule", "state", "watch", "value", or "flow" (what flows out of a stage).
+
+        `made` is the name where the node stands in no text."""
+        found = self._labels.get((kind, id(node)), made)
+        if found is None:
+            raise InternalError(f"a {kind} of `{self.declaration.name}` has no name")
+        return found
 
     @cached_property
     def nodes(self) -> tuple[tuple[syntax.Node, bool], ...]:
