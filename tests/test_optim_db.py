@@ -5,14 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch.testing._internal.common_optimizers import OptimizerInfo, optim_db
+from hypothesis import settings
 
 import updsl
 
+if TYPE_CHECKING:
+    from torch.testing._internal.common_optimizers import OptimizerInfo
+
+PROFILE = settings.get_current_profile_name()
+optim_db = import_module("torch.testing._internal.common_optimizers").optim_db
+settings.load_profile(PROFILE)  # the import loads a Hypothesis profile of torch's own, for every test of the process
 IDENTITY = updsl.parse("it", name="identity")
 STEPS = 4
 
