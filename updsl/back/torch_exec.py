@@ -11,7 +11,6 @@ from types import CodeType
 import torch
 from torch import Tensor
 
-from updsl.back.torch_body import blocks_due
 from updsl.back.torch_names import to_identifier
 from updsl.back.torch_plan import first_plan, plan
 from updsl.back.torch_source import Function, generate
@@ -19,6 +18,7 @@ from updsl.back.torch_step import take_step
 from updsl.core import frame
 from updsl.core.frame import Frame, Result, RuleState
 from updsl.core.ir import Program
+from updsl.core.straight import blocks_due
 
 _serial = itertools.count(1)
 OPTIONS: dict[str, str | int | bool | Callable] = {"emulate_precision_casts": True}

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeGuard
 
-from updsl.back.torch_body import Root, flatten, needed, once, values_read
 from updsl.core.ir import Apply, Binding, Expr, Program, Reduce, Ref, Type, is_joint, is_shared, rewrite, walk
 from updsl.core.ops import OPS
 from updsl.core.schedule import Local, Shared, Step, merge
 from updsl.core.scope import GROUP, Scope
+from updsl.core.straight import Root, flatten, needed, once, values_read
 
 BY_ORDER = ("median", "quantile")
 """Reductions of all cells at once: not of parts."""

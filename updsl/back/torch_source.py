@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from updsl.back import torch_reduce as reduce
-from updsl.back.torch_body import Root
 from updsl.back.torch_expression import Expressions
 from updsl.back.torch_names import Names, to_identifier
 from updsl.back.torch_plan import BY_ORDER, Join, Piece, Plan
@@ -21,6 +20,7 @@ from updsl.core.ir import GRID, Apply, Binding, Program, Reduce, State, is_share
 from updsl.core.ops import OPS
 from updsl.core.scope import ELEMENT
 from updsl.core.source import NOWHERE, Span
+from updsl.core.straight import Root
 
 COMMENT = 90
 HEADER = '''"""{title}
