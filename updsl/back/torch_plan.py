@@ -15,7 +15,7 @@ from updsl.core.ir import Apply, Binding, Expr, Program, Reduce, Ref, Type, is_j
 from updsl.core.ops import OPS
 from updsl.core.schedule import Local, Shared, Step, merge
 from updsl.core.scope import GROUP, Scope
-from updsl.core.straight import Root, flatten, needed, once, values_read
+from updsl.core.straight import Root, flatten, local_roots, needed, once, shared_roots, values_read
 
 BY_ORDER = ("median", "quantile")
 """Reductions of all cells at once: not of parts."""
@@ -136,36 +136,6 @@ def _read_only(steps: Sequence[Piece | Join]) -> tuple[Piece | Join, ...]:
             read |= {n for b in s.bindings for n in values_read(b.expr)}
         kept.append(s)
     return tuple(kept[::-1])
-
-
-def local_roots(program: Program) -> list[Root]:
-    """What leaves the step for each tensor."""
-    types = {s.name: s.type for s in program.states}
-    found = [Root("state", name, e, types[name]) for name, e in program.commits if not is_shared(types[name])]
-    found += [Root("watch", w.label, w.expr) for w in program.watches if not is_shared(w.expr.type)]
-    if program.weight is not None:
-        found.append(Root("weight", "w", program.weight))
-    if program.weight is None or program.returns:
-        found.append(Root("out", "out", program.out))
-    return found
-
-
-def shared_roots(programs: Mapping[int, Program]) -> dict[tuple[Scope, tuple[int, ...]], list[Root]]:
-    """What leaves the step once for a group or for all, by its scope and the classes that have it."""
-    owners: dict[tuple[str, str], list[int]] = {}
-    roots: dict[tuple[str, str], Root] = {}
-    for c, program in programs.items():
-        types = {s.name: s.type for s in program.states}
-        found = [Root("state", name, e, types[name]) for name, e in program.commits if is_shared(types[name])]
-        found += [Root("watch", w.label, w.expr, w.expr.type) for w in program.watches if is_shared(w.expr.type)]
-        for r in found:
-            roots.setdefault((r.role, r.name), r)
-            owners.setdefault((r.role, r.name), []).append(c)
-    grouped: dict[tuple[Scope, tuple[int, ...]], list[Root]] = {}
-    for key, r in roots.items():
-        assert r.type is not None
-        grouped.setdefault((r.type.scope, tuple(owners[key])), []).append(r)
-    return grouped
 
 
 @dataclass

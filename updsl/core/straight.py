@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from updsl.core.ir import Apply, Binding, Every, Expr, Program, Ref, Statement, Type, is_shared, rewrite, walk
 from updsl.core.schedule import Local, Shared, Step
+from updsl.core.scope import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,39 @@ class Root:
 def values_read(e: Expr) -> list[str]:
     """The bindings that an expression reads."""
     return [n.name for n in walk(e) if isinstance(n, Ref) and n.kind == "value"]
+
+
+# --- what leaves the step -----------------------------------------------------------------------------------------------
+
+
+def local_roots(program: Program) -> list[Root]:
+    """What leaves the step for each tensor."""
+    types = {s.name: s.type for s in program.states}
+    found = [Root("state", name, e, types[name]) for name, e in program.commits if not is_shared(types[name])]
+    found += [Root("watch", w.label, w.expr) for w in program.watches if not is_shared(w.expr.type)]
+    if program.weight is not None:
+        found.append(Root("weight", "w", program.weight))
+    if program.weight is None or program.returns:
+        found.append(Root("out", "out", program.out))
+    return found
+
+
+def shared_roots(programs: Mapping[int, Program]) -> dict[tuple[Scope, tuple[int, ...]], list[Root]]:
+    """What leaves the step once for a group or for all, by its scope and the classes that have it."""
+    owners: dict[tuple[str, str], list[int]] = {}
+    roots: dict[tuple[str, str], Root] = {}
+    for c, program in programs.items():
+        types = {s.name: s.type for s in program.states}
+        found = [Root("state", name, e, types[name]) for name, e in program.commits if is_shared(types[name])]
+        found += [Root("watch", w.label, w.expr, w.expr.type) for w in program.watches if is_shared(w.expr.type)]
+        for r in found:
+            roots.setdefault((r.role, r.name), r)
+            owners.setdefault((r.role, r.name), []).append(c)
+    grouped: dict[tuple[Scope, tuple[int, ...]], list[Root]] = {}
+    for key, r in roots.items():
+        assert r.type is not None
+        grouped.setdefault((r.type.scope, tuple(owners[key])), []).append(r)
+    return grouped
 
 
 # --- blocks that run and blocks that do not --------------------------------------------------------------------------
