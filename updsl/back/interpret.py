@@ -116,8 +116,8 @@ def guarded(now: Moment, blocks: Mapping[int, Every], body: Sequence[Step]) -> N
     """The body, in the classes in which it is due; then what the rest of the step sees of it."""
     due = {c: block for c, block in blocks.items() if block.is_due(now.run)}
     execute(now, body if len(due) == len(blocks) else merge({c: block.body for c, block in due.items()}))
-    for c in sorted(blocks, key=lambda c: c in due):
-        for y in blocks[c].yields:
+    for c, block in blocks.items():
+        for y in block.yields:
             for at in now.places((c,), y.type.scope):
                 now.values.setdefault(y.name, {})[at.key(y.type.scope)] = now.evaluated(y.inner if c in due else y.outer, y.type, at)
 

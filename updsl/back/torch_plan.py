@@ -81,8 +81,7 @@ def cells_of(e: Reduce | Apply) -> Type:
 
 def plan(programs: Mapping[int, Program], running: frozenset[tuple[int, str]]) -> Plan:
     """The step of these classes with these blocks running."""
-    elsewhere = frozenset(name for _, name in running)
-    bodies = {c: flatten(c, p.body, running, elsewhere) for c, p in programs.items()}
+    bodies = {c: flatten(c, p.body, running) for c, p in programs.items()}
     return _ordered(programs, bodies, {c: local_roots(p) for c, p in programs.items()})
 
 

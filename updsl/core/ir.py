@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from updsl.core.scope import ALL, ELEMENT, Scope
+from updsl.core.scope import ALL, ELEMENT, TENSOR, Scope
 from updsl.core.source import NOWHERE, Span
 
 Dim: TypeAlias = str | int
@@ -120,7 +120,8 @@ class Yield:
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """The body runs only on steps start, start + count, … of the run (counted from 1); nothing of it is computed on others. `name` identifies its place."""
+    """The body runs only on steps start, start + count, … of the run (counted from 1); nothing of it is computed on others. `name` identifies its place.
+    Classes may differ in its count and start; a shared value that it yields is of classes in which they are the same."""
 
     name: str
     count: int
@@ -197,6 +198,11 @@ def is_joint(e: Expr) -> bool:
             return True
         case _:
             return is_shared(e.type)
+
+
+def of_each_tensor(e: Expr) -> Expr:
+    """A value of several tensors as one of each tensor."""
+    return Apply("spread", (e,), replace(e.type, scope=TENSOR)) if is_shared(e.type) else e
 
 
 def joined(*types: Type) -> Type:

@@ -74,9 +74,8 @@ def blocks_due(programs: Mapping[int, Program], run: int) -> frozenset[tuple[int
     return frozenset(pair for c, p in programs.items() for pair in of(c, p.body))
 
 
-def flatten(c: int, statements: Sequence[Statement], running: frozenset[tuple[int, str]], elsewhere: frozenset[str]) -> list[Binding]:
-    """The statements without blocks: the body of one that runs, and what the rest sees of it. `elsewhere`: blocks that run in some class, whose shared
-    values count."""
+def flatten(c: int, statements: Sequence[Statement], running: frozenset[tuple[int, str]]) -> list[Binding]:
+    """The statements without blocks: the body of one that runs, and what the rest sees of it. What classes share is due in all of them or in none."""
     flat: list[Binding] = []
     for s in statements:
         match s:
@@ -85,10 +84,8 @@ def flatten(c: int, statements: Sequence[Statement], running: frozenset[tuple[in
             case Every(name, body=body, yields=yields):
                 runs = (c, name) in running
                 if runs:
-                    flat += flatten(c, body, running, elsewhere)
-                for y in yields:
-                    if runs or not (is_shared(y.type) and name in elsewhere):
-                        flat.append(Binding(y.name, Apply("spread", (y.inner if runs else y.outer,), y.type), span=s.span))
+                    flat += flatten(c, body, running)
+                flat += [Binding(y.name, Apply("spread", (y.inner if runs else y.outer,), y.type), span=s.span) for y in yields]
     return flat
 
 

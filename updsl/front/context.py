@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from updsl.core import ir
 from updsl.core.diagnostic import Diagnostic, Label, UpdslError
 from updsl.core.frame import Tensor
-from updsl.core.ir import Binding, Const, Dim, Expr, Ref, Type, joined
+from updsl.core.ir import Binding, Const, Dim, Expr, Ref, Type, joined, of_each_tensor
 from updsl.core.scope import TENSOR, Scope
 from updsl.core.source import Span
 from updsl.front import syntax
@@ -125,7 +125,8 @@ class Facts:
     mistaken: dict[str, tuple[Diagnostic, ...]] = field(default_factory=dict)
     """States with a mistake in an update, and what was reported until there: what reads them reports nothing further."""
     finer: frozenset[str] = frozenset()
-    """States and watches that are of each tensor here because they are so in another class."""
+    """What is of each tensor here because it is so, or another value, in another class: states by name, "watch …", and "value …" for bindings
+    and what a block leaves."""
     changed: bool = False
 
 
@@ -254,7 +255,7 @@ class Context:
             return value
         self.spend(span)
         name = env.path + label + env.rounds
-        expr = self.settle(value.expr)
+        expr = self.settle(self.refined(f"value {name}", value.expr))
         self.block.append(Binding(name, expr, span=span))
         if isinstance(expr, ir.Apply) and expr.op == "store":
             self.stored[name] = (expr.static[0], expr.type)
@@ -265,6 +266,10 @@ class Context:
                 self.twins[name] = twin.type
                 self.block.append(Binding(f"{name}@tensor", twin, span=span))
         return replace(value, expr=Ref(name, "value", expr.type, span=span))
+
+    def refined(self, what: str, e: Expr) -> Expr:
+        """The value, of each tensor if it is not one value for all tensors of its cell."""
+        return of_each_tensor(e) if what in self.facts.finer else e
 
     def twin(self, name: str, *expressions: Expr) -> tuple[Expr, ...] | None:
         """Where a value of several tensors depends on `t`: the same for each tensor's own count, which `name`@tensor is from here on."""

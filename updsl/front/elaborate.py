@@ -7,17 +7,17 @@ whose Programs are equal are one class.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from updsl.core.diagnostic import Diagnostic, InternalError, UpdslError
 from updsl.core.frame import Tensor
-from updsl.core.ir import GRID, Apply, Binding, Const, Every, Expr, Program, Reduce, Ref, Statement, Type, bindings, is_shared, walk
+from updsl.core.ir import GRID, Apply, Binding, Const, Every, Program, Ref, Statement, Type, walk
 from updsl.core.ir import Watch as IrWatch
-from updsl.core.scope import ALL, GROUP, TENSOR, Scope
+from updsl.core.scope import ALL, GROUP, TENSOR
 from updsl.core.source import Span
-from updsl.front import instances, regex, syntax
+from updsl.front import agreement, instances, regex, syntax
 from updsl.front.context import NAME_CODES, POISON, Context, Default, Env, Facts, Flag, Instance, Reduction, Value
 from updsl.front.module import Module
 from updsl.front.sites import sites_of
@@ -62,17 +62,21 @@ def elaborate(
     constants = {n for n, p in module.parameters.items() if isinstance(p.default, (bool, str)) or isinstance(parameters[n], (bool, str))}
     counts: dict[str, int] = {"": len(tensors)}
     finer: frozenset[str] = frozenset()
+    settled: list[dict[str, Program]] = []
     with deep_recursion():
         for _ in range(MAX_PASSES):
-            before, known, coarse = dict(counts), set(constants), finer
+            before, known = dict(counts), set(constants)
             walked = _walk_all(module, tensors, parameters, overridden, lr, counts, constants, finer)
-            finer |= _finer(walked.values())
             counts = {"": len(tensors)}
             for t in tensors:
                 for p in walked[t.name].populations - {""}:
                     counts[p] = counts.get(p, 0) + 1
-            if constants == known and finer == coarse and (counts == before or not any(w.counted for w in walked.values())):
-                return _classes(tensors, walked, frozenset(constants))
+            if constants == known and (counts == before or not any(w.counted for w in walked.values())):
+                settled.append({name: w.program for name, w in walked.items() if w.program is not None})
+                found = agreement.finer(settled[-1].values())
+                if found <= finer:
+                    return _classes(tensors, walked, frozenset(constants), agreement.mixed(settled))
+                finer |= found
     raise InternalError(f"elaborating `{module.name}` does not settle")
 
 
@@ -167,7 +171,7 @@ def _walk(cx: Context) -> Program:
         out = Value(Apply("sub", (Ref("w", "builtin", GRID), cx.weight), GRID))
     states = tuple(replace(s, init=None) if s.type.window else s for s in cx.states.values())
     commits = tuple((name, cx.current.get(name, Ref(name, "state", s.type))) for name, s in cx.states.items())
-    watches = tuple(IrWatch(label, _spread(e) if f"watch {label}" in cx.facts.finer else e) for label, e in cx.watches.items())
+    watches = tuple(IrWatch(label, cx.refined(f"watch {label}", e)) for label, e in cx.watches.items())
     out = cx.settle(out.expr)
     read = {n.name for e in (out, cx.weight, *(e for _, e in commits), *(w.expr for w in watches)) if e is not None for n in walk(e) if isinstance(n, Ref)}
     body = _without_idle_twins(cx.block, {f"{name}@tensor" for name in cx.twins}, read)
@@ -187,11 +191,6 @@ def _without_idle_twins(statements: Sequence[Statement], twins: Set[str], read: 
                 read.update(n.name for y in yields for e in (y.inner, y.outer) for n in walk(e) if isinstance(n, Ref))
                 kept.append(replace(s, body=_without_idle_twins(body, twins, read), yields=yields))
     return tuple(reversed(kept))
-
-
-def _spread(e: Expr) -> Expr:
-    """A value of several tensors as one of each tensor."""
-    return Apply("spread", (e,), replace(e.type, scope=TENSOR)) if is_shared(e.type) else e
 
 
 def _check_out(cx: Context, out: Value) -> None:
@@ -227,7 +226,7 @@ def _returned(rule: syntax.Rule, out: Value) -> Span:
             return out.expr.span if out.expr.span.source is rule.span.source else rule.name_span
 
 
-def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants: frozenset[str]) -> Elaborated:
+def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants: frozenset[str], mixed: Iterable[Diagnostic]) -> Elaborated:
     """Tensors with equal Programs are one class."""
     found: list[Diagnostic] = []
     classes: dict[Program, int] = {}
@@ -240,39 +239,10 @@ def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants
             if w.program not in classes:
                 reductions.append(w.reductions)
             class_of[t.name] = classes.setdefault(w.program, len(classes))
-    found.extend(_mixed(list(classes), class_of))
+    found.extend(mixed)
     if found:
         raise UpdslError(found)
     return Elaborated(tuple(classes), class_of, constants, tuple(reductions))
-
-
-def _mixed(programs: Sequence[Program], class_of: Mapping[str, int]) -> Iterator[Diagnostic]:
-    """A reduction over several tensors whose operand is one value of the whole model (or group) for some tensors, and of each tensor for others."""
-    first: dict[str, tuple[int, Scope]] = {}
-    of = {c: next(name for name, d in class_of.items() if d == c) for c in range(len(programs))}
-    for c, program in enumerate(programs):
-        for b in bindings(program.body):
-            if not isinstance(b.expr, Reduce) or not is_shared(b.expr.type) or any(a.type.window for a in b.expr.args):
-                continue
-            scope = b.expr.args[0].type.scope
-            other, earlier = first.setdefault(b.name, (c, scope))
-            if earlier != scope and (is_shared(Type(earlier)) or is_shared(Type(scope))):
-                yield Diagnostic(
-                    "mixed-scope",
-                    f"what is reduced here is {earlier.one_for_each} for `{of[other]}`, and {scope.one_for_each} for `{of[c]}`",
-                    b.expr.span,
-                    help="give both branches of the `if` before it one scope, such as `(norm(g) per tensor)` in each",
-                )
-
-
-def _finer(walked: Iterable[_Walked]) -> frozenset[str]:
-    """States and watches that are one value for several tensors in one class, and of each tensor in another: they are of each tensor in all."""
-    seen: dict[str, set[bool]] = {}
-    for w in {id(w): w for w in walked}.values():
-        if w.program is not None:
-            for name, t in [*((s.name, s.type) for s in w.program.states), *((f"watch {x.label}", x.expr.type) for x in w.program.watches)]:
-                seen.setdefault(name, set()).add(is_shared(t))
-    return frozenset(name for name, kinds in seen.items() if len(kinds) > 1)
 
 
 # --- checking a text before there are tensors ------------------------------------------------------------------------

@@ -265,8 +265,9 @@ def reduce(cx: Context, env: Env, op: str, values: list[Value], static: tuple, s
             help="make it one number, or one for each cell",
         )
     cx.reductions.append(Reduction(span, op, over, None if t.window else env.default.span))
+    label = env.sites.label(site, "value")
     value = Value(Reduce(op, args, over, result, static, span=span))
-    return cx.emit(env, env.sites.label(site, "value"), value, span) if is_shared(result) else value
+    return cx.emit(env, label, value, span) if is_shared(result) else value
 
 
 def target(cx: Context, env: Env, t: Type, op: str, span: Span) -> Scope | None:

@@ -280,6 +280,7 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
     yields: list[ir.Yield] = []
 
     def after(name: str, new: Expr, old: Expr) -> Expr:
+        new, old = (cx.refined(f"value {label}.{name}", e) for e in (new, old))
         t = joined(new.type, old.type)
         t = replace(t, boolean=new.type.boolean and old.type.boolean)
         yields.append(ir.Yield(f"{label}.{name}", new, old, t))
@@ -295,6 +296,7 @@ def every(cx: Context, env: Env, s: syntax.Every) -> None:
         old = before.get(name) or Ref(name, "state", cx.states[name].type)
         if new is not old and new != old:
             cx.current[name] = after(name, new, old)
+            states.refine(cx, name, cx.current[name].type)
     for name, slot, old_value in lets:
         if slot.value is not old_value and not slot.value.poisoned and cx.combine([slot.value, old_value], s.span, f"`{name}` after this block"):
             slot.value = Value(after(name, slot.value.expr, old_value.expr))

@@ -166,19 +166,26 @@ def assign(cx: Context, env: Env, slot: Slot, label: str, value: Value, span: Sp
 
 def store(cx: Context, env: Env, name: str, label: str, value: Value, span: Span) -> None:
     """Round a value to the state's type; from here on the state reads it."""
-    cx.current[name] = cx.emit(env, label, Value(rounded(cx, name, value.expr, span)), span).expr
+    e = cx.refined(f"value {env.path}{label}{env.rounds}", value.expr)
+    cx.current[name] = cx.emit(env, label, Value(rounded(cx, name, e, span)), span).expr
 
 
 def rounded(cx: Context, name: str, e: Expr, span: Span) -> Expr:
     """The expression as a value of the state, which it may refine. What is rounded already is not rounded again."""
-    state = cx.states[name]
-    t = joined(state.type, e.type)
-    if t != replace(state.type, boolean=False):
-        learn(cx, name, replace(t, boolean=state.type.boolean and e.type.boolean))
-        cx.states[name] = state = replace(state, type=cx.facts.states[name])
+    state = refine(cx, name, e.type)
     if state.type.window or is_stored(cx, e, state.dtype or "state", state.type):
         return e
     return Apply("store", (e,), state.type, (state.dtype or "state", name), span=span)
+
+
+def refine(cx: Context, name: str, t: Type) -> ir.State:
+    """The state, of a scope and grid that can hold values of this type."""
+    state = cx.states[name]
+    both = joined(state.type, t)
+    if both != replace(state.type, boolean=False):
+        learn(cx, name, replace(both, boolean=state.type.boolean and t.boolean))
+        cx.states[name] = replace(state, type=cx.facts.states[name])
+    return cx.states[name]
 
 
 def is_stored(cx: Context, e: Expr, dtype: str, t: Type) -> bool:
@@ -307,7 +314,7 @@ def start_clock(cx: Context, env: Env, me: Instance) -> None:
     name = f"{me.path}t"
     if not me.own_clock or name not in cx.facts.clocks:
         return
-    t = cx.facts.states.get(name, Type(ALL))
+    t = joined(cx.facts.states.get(name, Type(ALL)), Type(TENSOR if name in cx.facts.finer else ALL))
     for which, of in ((name, t), (f"{name}@tensor", Type(TENSOR))):
         if which != name and not is_shared(t):
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from updsl.core.ir import Apply, Ref, State, Type
+from updsl.core.ir import Apply, Ref, State, Type, is_shared, of_each_tensor
 from updsl.core.ops import OPS
 from updsl.core.scope import ELEMENT, NAMED
 from updsl.front import expression as expressions
@@ -96,11 +96,13 @@ def window(cx: Context, env: Env, e: syntax.Call, site: syntax.Node) -> Value:
         return cx.error(
             "too-large", f"this `history` keeps {n:,} × {cells:,} values", e.span, help="shorten it, or keep a reduced value: `norm(it) → history(n)`"
         )
-    name = env.path + env.sites.label(site, "state") + env.rounds
+    name, label = env.path + env.sites.label(site, "state") + env.rounds, env.sites.label(site, "value")
+    if name in cx.facts.finer or f"value {env.path}{label}{env.rounds}" in cx.facts.finer or (name in cx.facts.states and not is_shared(cx.facts.states[name])):
+        x = replace(x, expr=of_each_tensor(x.expr))
     t = replace(x.type, window=n, boolean=False)
     cx.states[name] = State(name, None, t, span=e.span)
     env.instance.subtree.append(name)
     before = cx.current.get(name, Ref(name, "state", t, span=e.span))
-    pushed = cx.emit(env, env.sites.label(site, "value"), Value(Apply("push", (before, x.expr), t, span=e.span)), e.span)
+    pushed = cx.emit(env, label, Value(Apply("push", (before, x.expr), t, span=e.span)), e.span)
     cx.current[name] = pushed.expr
     return pushed

@@ -1,0 +1,98 @@
+"""A value over several tensors that a static `if`, a count or a start makes another for some of them is a value of each tensor."""
+
+import numpy as np
+import pytest
+from agreement import Step, run
+
+import updsl
+
+SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "b.weight": (2, 2), "b.bias": (2,)}
+GROUPS = [{"params": ["a.weight", "a.bias"], "lr": 1}, {"params": ["b.weight"], "lr": 2}, {"params": ["b.bias"], "lr": 3}]
+LEVEL = {"a.weight": 10.0, "a.bias": 20.0, "b.weight": 30.0, "b.bias": 40.0}
+"""The entries of each gradient."""
+
+# rule: what it adds to 0*g on steps 1, 2, 3 of a.weight, a.bias, b.weight, b.bias
+RULES = {
+    """
+    let u = (max(g) per group)
+    u ← u + (if name ~ "bias" then 5*lr else (min(g) per group))
+    return 0*g + u
+    """: [(30, 25, 60, 55)] * 3,
+    """
+    let u = (max(g) per group)
+    every 2:
+        u ← u + (if name ~ "bias" then 5*lr else (min(g) per group))
+    return 0*g + u
+    """: [(20, 20, 30, 40), (30, 25, 60, 55), (20, 20, 30, 40)],
+    """
+    k = lr*(if ndim > 1 then 2 else 3)
+    twice = 2*k
+    return 0*g + twice
+    """: [(4, 6, 8, 18)] * 3,
+    """
+    state k = 1
+    k ← k + lr*(if name ~ "bias" then 2 else 3)
+    return 0*g + k
+    """: [(4, 3, 7, 7), (7, 5, 13, 13), (10, 7, 19, 19)],
+    """
+    state k = if name ~ "bias" then 1 else 2
+    k ← 2*k
+    return 0*g + k
+    """: [(4, 2, 4, 2), (8, 4, 8, 4), (16, 8, 16, 8)],
+    """
+    state k = 0
+    every ndim:
+        k ← k + lr
+    return 0*g + k
+    """: [(0, 1, 0, 3), (1, 2, 2, 6), (1, 3, 2, 9)],
+    """
+    let k = lr
+    repeat (2*ndim) times:
+        k ← 2*k
+    return 0*g + k
+    """: [(16, 4, 32, 12)] * 3,
+    """
+    state k = 0
+    k ← k + lr
+    reset k when name ~ "weight"
+    return 0*g + k
+    """: [(0, 1, 0, 3), (0, 2, 0, 6), (0, 3, 0, 9)],
+    """
+    k = if name ~ "bias" then t else lr
+    return 0*g + (sum(k → history(2)))
+    """: [(1, 1, 2, 1), (2, 3, 4, 3), (2, 5, 4, 5)],
+    """
+    return 0*g + (sum(lr → history(1 + ndim)))
+    """: [(1, 1, 2, 3), (2, 2, 4, 6), (3, 2, 6, 6)],
+    """
+    u = max(g) per all
+    watch seen = if name ~ "bias" then lr else u
+    return 0*g + u
+    """: [(40, 40, 40, 40)] * 3,
+}
+
+
+@pytest.mark.parametrize("backend", ["interpret", "torch"])
+@pytest.mark.parametrize("body", RULES, ids=range(len(RULES)))
+def test_values_that_differ_are_of_each_tensor(body, backend):
+    rule = updsl.parse(f"rule r:{body}")
+    g = {name: np.full(shape, LEVEL[name]) for name, shape in SHAPES.items()}
+    steps = run(rule, backend, {name: np.zeros(shape) for name, shape in SHAPES.items()}, [Step(g)] * 3, lr=1, groups=GROUPS)
+    found = [tuple(float(step.out[name].flat[0]) for name in SHAPES) for step in steps]
+    assert found == RULES[body]
+
+
+@pytest.mark.parametrize("backend", ["interpret", "torch"])
+def test_a_watch_that_differs_is_of_each_tensor(backend):
+    rule = updsl.parse('rule r:\n    watch k = if name ~ "bias" then 2 else 3\n    return g')
+    g = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    (step,) = run(rule, backend, g, [Step(g)])
+    assert {name: float(x) for name, x in step.watch["k"].items()} == {"a.weight": 3, "a.bias": 2, "b.weight": 3, "b.bias": 2}
+
+
+@pytest.mark.parametrize("backend", ["interpret", "torch"])
+def test_blocks_that_are_due_in_some_classes_hold_rules_that_others_lack(backend):
+    rule = updsl.parse("rule r:\n    every ndim:\n        x = if cols == 2 then (lr → ema) else 2\n        watched = x\n    return g")
+    g = {name: np.ones(shape) for name, shape in SHAPES.items()}
+    steps = run(rule, backend, g, [Step(g)] * 3, lr=1, groups=GROUPS)
+    assert all(np.array_equal(step.out[name], g[name]) for step in steps for name in g)
