@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from updsl.core import numeric
 from updsl.core.ops import OPS, REDUCTIONS
+from updsl.front.statics import EXACT, fold
 
 NAN, INF = math.nan, math.inf
 TINY, SMALLEST, HUGE = 5e-324, 2.2250738585072014e-308, 1.7e308
@@ -138,6 +139,14 @@ def test_nan_in_gives_nan(name):
     op = OPS[name]
     for i, other in itertools.product(range(len(op.args)), [0.0, 1.0, INF]):
         assert np.isnan(op.reference(*(np.float64(NAN if j == i else other) for j in range(len(op.args)))))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_constants_are_folded_to_the_bit(name):
+    for x in itertools.product(EDGES, repeat=len(OPS[name].args)):
+        found, expected = fold(name, *x), OPS[name].reference(*map(np.float64, x))
+        assert type(found) is (bool if OPS[name].boolean else float)
+        assert np.float64(found).tobytes() == np.float64(expected).tobytes() or (np.isnan(found) and np.isnan(expected))
 
 
 def test_signs_of_zero():

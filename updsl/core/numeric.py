@@ -26,6 +26,7 @@ def quiet(f: Callable) -> Callable:
 
 divide = quiet(np.divide)
 mod = quiet(np.mod)
+sqrt, exp, log, sin, cos = map(quiet, (np.sqrt, np.exp, np.log, np.sin, np.cos))
 
 
 @quiet

@@ -9,11 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 
-from updsl.core import numeric, rng
+class Late:
+    """A module of functions that is loaded when the first of them is called: texts are checked without NumPy, which takes as long as all else."""
+
+    def __init__(self, module: str):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *args, **static: getattr(import_module(self._module), name)(*args, **static)
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from updsl.core import numeric, rng
+else:
+    np, numeric, rng = (Late(name) for name in ("numpy", "updsl.core.numeric", "updsl.core.rng"))
 
 Units = Literal["same", "none", "product", "quotient", "power", "equal-none", "special"]
 
@@ -73,13 +88,13 @@ _ROWS = [
     # --- functions ---
     _elementwise("abs", "x", "magnitude", np.abs, "torch.abs({x})"),
     _elementwise("sign", "x", "-1, 0 or 1; NaN at NaN", np.sign, "torch.where(torch.isnan({x}), {x}, torch.sign({x}))", units="none"),
-    _elementwise("sqrt", "x", "square root; NaN below 0", numeric.quiet(np.sqrt), "torch.sqrt({x})", units="power"),
-    _elementwise("exp", "x", "exponential", numeric.quiet(np.exp), "torch.exp({x})", units="none"),
-    _elementwise("log", "x", "natural logarithm; NaN below 0", numeric.quiet(np.log), "torch.log({x})", units="none"),
+    _elementwise("sqrt", "x", "square root; NaN below 0", numeric.sqrt, "torch.sqrt({x})", units="power"),
+    _elementwise("exp", "x", "exponential", numeric.exp, "torch.exp({x})", units="none"),
+    _elementwise("log", "x", "natural logarithm; NaN below 0", numeric.log, "torch.log({x})", units="none"),
     _elementwise("tanh", "x", "hyperbolic tangent; odd, between -1 and 1", np.tanh, "torch.tanh({x})", units="none"),
     _elementwise("sigmoid", "x", "1 / (1 + exp(-x))", numeric.sigmoid, "torch.sigmoid({x})", units="none"),
-    _elementwise("sin", "x", "sine", numeric.quiet(np.sin), "torch.sin({x})", units="none"),
-    _elementwise("cos", "x", "cosine", numeric.quiet(np.cos), "torch.cos({x})", units="none"),
+    _elementwise("sin", "x", "sine", numeric.sin, "torch.sin({x})", units="none"),
+    _elementwise("cos", "x", "cosine", numeric.cos, "torch.cos({x})", units="none"),
     _elementwise("floor", "x", "largest integer not above x", np.floor, "torch.floor({x})", units="none"),
     _elementwise("round", "x", "nearest integer, halves to even", np.round, "torch.round({x})", units="none"),
     _elementwise("atan2", "y x", "angle of the point (x, y)", np.arctan2, "torch.atan2({y}, {x})", units="equal-none"),

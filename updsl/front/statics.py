@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
-from updsl.core.numeric import quiet
 from updsl.core.ops import OPS
 from updsl.front import syntax
 from updsl.front.suggest import look_alike, suggestion
@@ -14,13 +14,20 @@ from updsl.front.unit import BUILTIN_NAMES, FUNCTIONS
 
 INFIX = {"+": "add", "-": "sub", "*": "mul", "/": "div", "@": "matmul", "^": "pow", "and": "and", "or": "or"}
 COMPARISONS = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
+EXACT: dict[str, Callable[..., float | bool]] = {op: getattr(operator, op) for op in ("neg", "add", "sub", "mul", "abs", "lt", "le", "gt", "ge", "eq", "ne")}
+"""Ops that Python's own floats have, to the bit: most texts have no other constants, and are checked without loading NumPy."""
 
 
 def fold(op: str, *values: float | bool) -> float | bool:
     """The op on numbers, in float64."""
+    numbers = [float(v) for v in values]
+    if op in EXACT:
+        return EXACT[op](*numbers)
+    from updsl.core.numeric import quiet
+
     reference = OPS[op].reference
     assert reference is not None
-    result = quiet(reference)(*(float(v) for v in values))
+    result = quiet(reference)(*numbers)
     return bool(result) if OPS[op].boolean else float(result)
 
 

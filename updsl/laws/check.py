@@ -15,7 +15,6 @@ from updsl.front.elaborate import check_text, fn_mistakes
 from updsl.front.files import open_unit
 from updsl.front.module import Module, declaration_mistakes, module_of
 from updsl.front.unit import Constant, Unit
-from updsl.laws.examples import example_mistakes
 
 
 def check_file(name_or_path: str | PathLike[str]) -> tuple[list[str], list[Diagnostic]]:
@@ -63,6 +62,8 @@ def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
             case syntax.Law():
                 yield from law_mistakes(module, about, defaults(module))
             case syntax.Example():
+                from updsl.laws.examples import example_mistakes
+
                 yield from example_mistakes(module, about)
 
 
