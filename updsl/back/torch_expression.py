@@ -260,25 +260,15 @@ class Expressions(Writer):
 
     def draw(self, e: Apply) -> Code:
         codes = [self.numeric(self.render(a)) for a in e.args]
-        kind = "normal" if e.op == "gaussian" else "uniform"
         alone = replace(e.type, samples=False)
         local = self.local and not is_shared(alone)
         cells = f"({', '.join(self.cells(alone))})" if local else "()"
         key, step = self.arg("draw key", e.static[0], alone, wish="key"), self.arg("step words", wish="step")
-        drawn = self.line(kind, self.call(f"random.{kind}", key, step, cells))
-        random = Code(drawn, alone, "tensor", flat=not local)
-        random, *codes = (self.aligned(c, e.type) for c in (random, *codes))
-        match e.op:
-            case "gaussian":
-                text = f"{codes[0].bracketed} * {random.text}"
-            case "uniform":
-                low = self.named(codes[0])
-                text = f"{low.bracketed} + ({codes[1].bracketed} - {low.bracketed}) * {random.text}"
-            case _:
-                text = self.call("random.bernoulli", random.text, codes[0].text)
-        whole = replace(e.type, samples=any(c.type.samples for c in codes))
+        codes = [self.aligned(c, e.type) for c in codes]
         dtype = "torch.bool" if e.type.boolean else self.real
-        return self.spread(Code(f"({text}).to({dtype})", whole, "tensor", flat=random.flat, depth=1 + max(c.depth for c in codes)), e.type)
+        text = self.call(f"random.{e.op}", key, step, cells, dtype, *(c.text for c in codes))
+        whole = replace(e.type, samples=any(c.type.samples for c in codes))
+        return self.spread(Code(text, whole, "tensor", flat=not local, depth=1 + max(c.depth for c in codes)), e.type)
 
     # --- what elaboration makes --------------------------------------------------------------------------------------
 

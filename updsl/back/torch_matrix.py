@@ -31,7 +31,7 @@ def _guarded(value: Tensor, ok: Tensor, dtype: torch.dtype) -> Tensor:
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """x · y."""
-    return torch.where(finite(x) & finite(y), torch.matmul(x, y), math.nan)
+    return torch.matmul(x, y).masked_fill_(~(finite(x) & finite(y)), math.nan)
 
 
 def transpose(x: Tensor) -> Tensor:

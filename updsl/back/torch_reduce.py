@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Callable
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -57,6 +58,19 @@ def _in_pieces(reduce: Callable[..., Tensor], dims: Dims, *xs: Tensor) -> Tensor
     pieces = zip(*(x.expand(shape).chunk(count, axis) for x in xs), strict=True)
     parts = [reduce(*piece) for piece in pieces]
     return torch.stack(parts).sum(0) if axis in dims else torch.cat(parts, axis)
+
+
+def by_cells(reduce: Callable[..., Tensor], *xs: Tensor) -> Tensor:
+    """reduce(*xs), where reduce runs over the last dimension alone, which it keeps: in eager code by pieces of the longest of the others."""
+    shape = torch.broadcast_shapes(*(x.shape for x in xs))
+    axis = builtins.max(range(-len(shape), -1), key=lambda d: shape[d], default=-1)
+    total = math.prod(shape)
+    if axis == -1 or shape[axis] == 1 or _is_small(total, xs[0]):
+        return reduce(*xs)
+    count = math.ceil(total / PIECE.get(xs[0].device.type, PIECE_ELSEWHERE))
+    varies = [x.dim() >= -axis and x.shape[axis] > 1 for x in xs]
+    pieces = zip(*(x.chunk(count, axis) if v else repeat(x) for x, v in zip(xs, varies, strict=True)), strict=False)
+    return torch.cat([reduce(*piece) for piece in pieces], axis)
 
 
 def _total(term: Callable[..., Tensor], dims: Dims, valid: Tensor | None, *xs: Tensor) -> Tensor:

@@ -67,10 +67,27 @@ def from_blocks(b: Tensor, k: int, rows: int, cols: int) -> Tensor:
     return flat[..., : rows * cols].unflatten(-1, (rows, cols))
 
 
-def per_block(f: Callable[..., Tensor], k: int, *xs: Tensor, **more: object) -> Tensor:
+def per_block(f: Callable[..., Tensor], k: int, *xs: Tensor, **numbers: Tensor | float) -> Tensor:
     """A reduction in each block: (…, blocks, 1)."""
     views = [blocks(x, k) for x in torch.broadcast_tensors(*xs)]
-    return f(*[v for v, _ in views], dims=(-1,), valid=views[0][1], **more)
+    valid = views[0][1]
+    if valid is None:
+        return f(*(v for v, _ in views), dims=(-1,), **numbers)
+    return _over_valid(f, lambda v: v, valid, [v for v, _ in views], numbers)
+
+
+def _over_valid(
+    f: Callable[..., Tensor], to_valid: Callable[[Tensor], Tensor], given: Tensor, xs: Sequence[Tensor], numbers: dict[str, Tensor | float]
+) -> Tensor:
+    """f over the entries of the last dimension that exist, `to_valid(given)`; some cells at a time, so that no wide copy of all is ever made."""
+    varying = {name: q for name, q in numbers.items() if isinstance(q, Tensor)}
+    fixed = {name: q for name, q in numbers.items() if name not in varying}
+
+    def run(given: Tensor, *parts: Tensor) -> Tensor:
+        named = dict(zip(varying, parts[len(xs) :], strict=True))
+        return f(*parts[: len(xs)], dims=(-1,), valid=to_valid(given), **named, **fixed)
+
+    return reduce.by_cells(run, given, *xs, *varying.values())
 
 
 def largest_per_block(x: Tensor, k: int, count: Tensor | float, percent: bool) -> Tensor:
@@ -105,9 +122,9 @@ def over_time(f: Callable[..., Tensor], axis: int, count: Tensor, *xs: Tensor, *
     n = aligned[0].shape[-1]
     if count.ndim:
         count = count.movedim(axis, -1)
-    valid = torch.arange(n, device=count.device) >= n - count
     numbers = {name: q.unsqueeze(-1) if isinstance(q, Tensor) and q.ndim else q for name, q in numbers.items()}
-    return f(*aligned, dims=(-1,), valid=valid, **numbers).squeeze(-1)
+    filled = lambda count: torch.arange(n, device=count.device) >= n - count
+    return _over_valid(f, filled, count, aligned, numbers).squeeze(-1)
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
