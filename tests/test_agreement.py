@@ -96,3 +96,22 @@ def test_blocks_that_are_due_in_some_classes_hold_rules_that_others_lack(backend
     g = {name: np.ones(shape) for name, shape in SHAPES.items()}
     steps = run(rule, backend, g, [Step(g)] * 3, lr=1, groups=GROUPS)
     assert all(np.array_equal(step.out[name], g[name]) for step in steps for name in g)
+
+
+@pytest.mark.parametrize("backend", ["interpret", "torch"])
+@pytest.mark.parametrize(
+    ("clip", "share"),
+    [("norm > 5", 0), ("norm >= 5", 0), ("norm < 5", 0), ("norm <= 5", 0), ("abs > 3", 0.5), ("abs ≥ 4", 0), ("abs < 4", 0.5), ("norm > 4.99", 1)],
+)
+def test_a_cell_that_meets_the_bound_is_not_clipped(clip, share, backend):
+    (step,) = run(updsl.parse(f"clip {clip}"), backend, {"a": np.zeros(2)}, [Step({"a": np.array([3.0, 4.0])})])
+    assert float(step.watch["clipped"]["a"]) == share
+
+
+@pytest.mark.parametrize("backend", ["interpret", "torch"])
+def test_a_skip_that_is_known_is_folded(backend):
+    rule = updsl.parse('rule r:\n    state m = 0\n    skip when name ~ "bias"\n    m ← m + (max(g) per all)\n    w ← w - m*t')
+    g = {name: np.full(shape, LEVEL[name]) for name, shape in SHAPES.items()}
+    steps = run(rule, backend, {name: np.zeros(shape) for name, shape in SHAPES.items()}, [Step(g)] * 3, lr=1, groups=GROUPS)
+    assert [tuple(float(step.w[name].flat[0]) for name in SHAPES) for step in steps] == [(-40, 0, -40, 0), (-200, 0, -200, 0), (-560, 0, -560, 0)]
+    assert "skipped" not in str(updsl.explain(rule))

@@ -83,6 +83,13 @@ def test_bernoulli_draws_both_values(backend: str) -> None:
     assert set(np.unique(drawn)) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("p", ["0*inf*it", "0/0", "norm(it)*inf*0"])
+def test_bernoulli_of_nan_is_false(backend: str, p: str) -> None:
+    drawn = last(f"(if bernoulli({p}) then 1 else 2) + 10*bernoulli({p}) + 0*it\n", [{"a": [[1, 2]]}], backend).out["a"]
+    assert drawn.tolist() == [[2, 2]]
+
+
 REFUSED = {
     "rule-or-function": "rule q:\n    x = if ndim > 1 then norm else 1\n    return x*g\n",
     "stage-ignores-input": "norm(g) → (if ndim > 1 then 1 else 2)\n",

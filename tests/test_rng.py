@@ -101,4 +101,4 @@ def test_bernoulli():
     assert abs(drawn.mean() - 0.3) < 5 * math.sqrt(0.21 / MANY)
     assert not rng.bernoulli(words, 0.0).any()
     assert rng.bernoulli(words, 1.0).all()
-    assert np.isnan(rng.bernoulli(words[:3], np.array([np.nan, 0.5, np.nan]))).tolist() == [True, False, True]
+    assert rng.bernoulli(words[:3], np.array([np.nan, 1.0, np.nan])).tolist() == [0, 1, 0]

@@ -80,5 +80,5 @@ def uniform(words: Array, lo: Array, hi: Array) -> Array:
 
 
 def bernoulli(words: Array, p: Array) -> Array:
-    """1 with probability p, else 0; NaN where p is."""
-    return np.where(np.isnan(p), np.nan, np.where(uniform01(words) < p, 1.0, 0.0))
+    """1 with probability p, else 0: a condition, so that like a comparison it is false where p is NaN."""
+    return np.where(uniform01(words) < p, 1.0, 0.0)

@@ -326,7 +326,8 @@ def skip(cx: Context, env: Env, s: syntax.Skip, c: syntax.Expr) -> None:
     elif value.type.samples:
         cx.error("samples-in-state", "a step is skipped for all samples or none", c.span, help="take `sample_mean(…)` first")
     else:
-        instance(env).skips.append((cx.emit(env, env.sites.label(s, "value"), value, s.span), s.span))
+        named = value if expressions.is_static(cx, value) else cx.emit(env, env.sites.label(s, "value"), value, s.span)
+        instance(env).skips.append((named, s.span))
 
 
 def watch(cx: Context, env: Env, s: syntax.Watch, label: str, e: syntax.Expr) -> None:

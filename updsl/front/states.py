@@ -341,10 +341,7 @@ def keep_clock(cx: Context, clock: Expr | None) -> None:
 def freeze(cx: Context, env: Env, me: Instance, out: Value, weight_before: Expr | None) -> Value:
     """Where a `skip` holds, the states are as before the step, w is not written, and out is 0."""
     span = me.skips[0][1]
-    condition = me.skips[0][0]
-    for other, _ in me.skips[1:]:
-        condition = expressions.elementwise(cx, "or", [condition, other], span)
-    condition = cx.emit(env, "skipped", condition, span)
+    condition, always = _skipped(cx, env, me)
     for name in dict.fromkeys(me.subtree):
         now, state = cx.current.get(name), cx.states[name]
         if now is None:
@@ -361,17 +358,34 @@ def freeze(cx: Context, env: Env, me: Instance, out: Value, weight_before: Expr 
         if cx.facts.known.get(name) != state:
             cx.facts.known[name] = state
         old = Ref(name, "state", state.type)
-        t = joined(condition.type, state.type)
-        kept = Apply("select", (condition.expr, old, now), replace(t, boolean=state.type.boolean), span=span)
-        inner = name.removeprefix(me.path)
-        store(cx, replace(env, rounds=""), name, f"kept.{inner}", Value(kept), span)
+        if always is None:
+            t = joined(condition.type, state.type)
+            kept = Apply("select", (condition.expr, old, now), replace(t, boolean=state.type.boolean), span=span)
+            store(cx, replace(env, rounds=""), name, f"kept.{name.removeprefix(me.path)}", Value(kept), span)
+        elif always:
+            cx.current[name] = old
+    if always is False:
+        return out
     if cx.weight is not None and cx.weight is not weight_before:
         before = weight_before or Ref("w", "builtin", cx.weight.type)
         kept = Apply("select", (condition.expr, before, cx.weight), cx.weight.type, span=span)
-        cx.weight = cx.emit(env, "w.kept", Value(Apply("store", (kept,), cx.weight.type, ("weight", "w"), span=span)), span).expr
+        stored = Apply("store", (kept,), cx.weight.type, ("weight", "w"), span=span)
+        cx.weight = before if always else cx.emit(env, "w.kept", Value(stored), span).expr
     if out.poisoned:
         return out
     return expressions.elementwise(cx, "select", [condition, Value(Const(0.0), 0.0), replace(out, static=None)], span)
+
+
+def _skipped(cx: Context, env: Env, me: Instance) -> tuple[Value, bool | None]:
+    """Where one of the instance's `skip`s holds; and whether that is everywhere or nowhere, if it is known."""
+    conditions, span = [c for c, _ in me.skips], me.skips[0][1]
+    known = [bool(c.static) for c in conditions if expressions.is_static(cx, c)]
+    condition = conditions[0]
+    for other in conditions[1:]:
+        condition = expressions.elementwise(cx, "or", [condition, other], span)
+    if any(known) or len(known) == len(conditions):
+        return condition, any(known)
+    return cx.emit(env, "skipped", condition, span), None
 
 
 def _is_clock(name: str) -> bool:
