@@ -91,7 +91,7 @@ def test_programs(number: int, backend: str) -> None:
     check_program(SUITE["programs"][number], backend)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", [pytest.param(n, marks=pytest.mark.slow if i < 2 else pytest.mark.nightly) for i, n in enumerate(COMPILED)])
 def test_programs_under_torch_compile(number: int) -> None:
     check_program(SUITE["programs"][number], "inductor")

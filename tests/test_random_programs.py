@@ -135,7 +135,7 @@ def test_gradients_may_be_missing_at_some_steps(case) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @examples(0.03)
 @given(cases(steps=3))
 def test_torch_compile_equals_the_interpreter(case) -> None:
