@@ -20,7 +20,7 @@ OWNERS = {
     "lark": lambda path: path == "front/parse.py",
     "sympy": lambda path: path == "middle/algebra.py",
     "hypothesis": lambda path: path in ("laws/sample.py", "laws/pytest_plugin.py"),
-    "torch": lambda path: path.startswith(("back/torch_", "runtime/", "integrations/", "train/")),
+    "torch": lambda path: path.startswith(("back/torch_", "back/cpp_exec.py", "back/cpp_build.py", "runtime/", "integrations/", "train/", "bench/")),
     "matplotlib": lambda path: path == "train/plot.py",
     "click": lambda path: path in ("cli.py", "train/command.py"),
 }

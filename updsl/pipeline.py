@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from updsl.back.cpp_covers import uncovered
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Frame, Result, RuleState, Tensor
 from updsl.core.ir import Program, Ref, roots, walk
@@ -18,8 +19,8 @@ from updsl.front.module import Module, make_module
 from updsl.front.unit import Constant, load_unit
 from updsl.middle.share import share
 
-BACKENDS = ("torch", "inductor", "interpret")
-LATER = ("cpp", "triton")
+BACKENDS = ("torch", "inductor", "cpp", "interpret")
+LATER = ("triton",)
 """Backends of later versions."""
 
 
@@ -27,6 +28,15 @@ class Backend(Protocol):
     """One step of all tensor classes, pure: nothing is changed in place."""
 
     def step(self, state: RuleState, frame: Frame) -> Result: ...
+
+
+@runtime_checkable
+class InPlace(Backend, Protocol):
+    """A backend that can also write `out` into the gradients, new weights into the weights, and states into their own memory."""
+
+    def steps_in_place(self, frame: Frame) -> bool: ...
+
+    def step_in_place(self, state: RuleState, frame: Frame) -> Result: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,13 @@ def to_engine(
     from updsl.back.torch_exec import TorchBackend
 
     programs = replace(programs, programs=tuple(share(p) for p in programs.programs))
-    return Engine(programs, TorchBackend(programs.programs, programs.class_of, tensors, compiled=name == "inductor"), name)
+    if name == "cpp" and not any(map(uncovered, programs.programs)):
+        from updsl.back.cpp_build import build
+        from updsl.back.cpp_exec import CppBackend
+        from updsl.middle.sweeps import to_plan
+
+        return Engine(programs, CppBackend(programs.programs, programs.class_of, tensors, to_plan, build), name)
+    return Engine(programs, TorchBackend(programs.programs, programs.class_of, tensors, compiled=name == "inductor"), "torch" if name == "cpp" else name)
 
 
 def with_what_is_read(program: Program) -> Program:

@@ -14,7 +14,7 @@ from torch import Tensor
 from updsl.back.torch_names import to_identifier
 from updsl.back.torch_plan import first_plan, plan
 from updsl.back.torch_source import Function, generate
-from updsl.back.torch_step import take_step
+from updsl.back.torch_step import first_values, take_step
 from updsl.core import frame
 from updsl.core.frame import Frame, Result, RuleState
 from updsl.core.ir import Program
@@ -98,6 +98,14 @@ class TorchBackend:
             self._variants[classes, running] = made = Variant(programs, running, file, self.kernels)
             self.source[file] = made.text
         return self._variants[classes, running]
+
+    def started(self, state: RuleState, frame: Frame) -> RuleState:
+        """The state before the step, with the first values of what takes its first step."""
+        variant = self.variant(tuple(sorted({self.class_of[name] for name in frame.g})), state.run + 1)
+        if variant is None:
+            return state
+        with torch.no_grad():
+            return first_values(variant, self.class_of, self.tensors, state, frame)
 
     def step(self, state: RuleState, frame: Frame) -> Result:
         """One step: a pure function of state and frame."""

@@ -33,6 +33,27 @@ def take_step(code: Code, class_of: Mapping[str, int], tensors: Mapping[str, fra
     return step.result(writes)
 
 
+def first_values(code: Code, class_of: Mapping[str, int], tensors: Mapping[str, frame.Tensor], state: RuleState, frame: Frame) -> RuleState:
+    """The state before the step, with the first values of what takes its first step; in memory of their own."""
+    given = Given(code, calls_of(code.plan.programs, class_of, tensors, state, frame), state, frame)
+    if not _is_first(given):
+        return state
+    first = _Step(given, class_of, code.run_once)
+    first.take_all(code.first, code.first_functions)
+    first.become_first()
+    values = {name: dict(cells) for name, cells in state.values.items()}
+    for c, program in given.programs.items():
+        for s in program.states:
+            cells, new = values.setdefault(s.name, {}), ("first", s.name)
+            if s.init is not None and is_shared(s.type):
+                cells |= {key: given.joint[new][key].reshape(()).clone() for key in first.keys([c], s.type.scope) if key not in cells}
+            elif s.init is not None:
+                for call in given.calls:
+                    if call.owner == c and call.names[0] not in cells:
+                        cells |= {name: x.clone() for name, x in call.each(call.values[new], s.type).items()}
+    return RuleState(values, state.run, dict(state.t))
+
+
 def _is_first(given: Given) -> bool:
     """Whether a state has no value yet in some cell of the step."""
     for c, program in given.programs.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
@@ -36,7 +37,7 @@ class Layout:
     group_of: Mapping[str, int]
     groups: tuple[Group, ...]
 
-    @property
+    @cached_property
     def overridden(self) -> frozenset[str]:
         """The parameters that some group has its own value of."""
         return frozenset(name for group in self.groups for name in group.params)
@@ -45,7 +46,7 @@ class Layout:
         """Whether every group has a learning rate, its own or `lr`."""
         return lr is not None or all(group.lr is not None for group in self.groups)
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {t.name: t.shape for t in self.tensors}
 
@@ -132,15 +133,20 @@ def frame(
     """The frame of one step. g: the gradients of the tensors that take part. consumed: `out` takes their place, or is not kept.
 
     Raises UpdslError if a weight that is read is missing."""
-    varying = [name for name, value in values.items() if not isinstance(value, (bool, str))]
-    params = {i: {name: group.params.get(name, values[name]) for name in varying} for i, group in enumerate(here.groups)}
-    lrs = {i: lr if group.lr is None else group.lr for i, group in enumerate(here.groups)} if here.has_lr(lr) else {}
+    params, lrs = numbers(here, values, lr)
     g = {t.name: g[t.name] for t in here.tensors if t.name in g}
     w = {name: w[name] for name in g if name in w}
     lacking = next((name for name in g if name not in w and engine.reads_weights(name)), None)
     if lacking is not None:
         raise UpdslError(Diagnostic("missing-weights", f"`{module.name}` reads w, and the weight of `{lacking}` is not given", help="pass `params=`"))
     return Frame(g, w, dict(here.group_of), lrs, params, {k: dict(v) for k, v in inputs.items()}, batch, seed, consumed)
+
+
+def numbers(here: Layout, values: Mapping[str, Constant], lr: Any) -> tuple[dict[int, dict[str, Any]], dict[int, Any]]:
+    """The parameters, and the learning rate if there is one, of each group."""
+    varying = [name for name, value in values.items() if not isinstance(value, (bool, str))]
+    params = {i: {name: group.params.get(name, values[name]) for name in varying} for i, group in enumerate(here.groups)}
+    return params, {i: lr if group.lr is None else group.lr for i, group in enumerate(here.groups)} if here.has_lr(lr) else {}
 
 
 def reads_names(module: Module) -> bool:

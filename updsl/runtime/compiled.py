@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from operator import is_
 from typing import Any
 
 import torch
 
-from updsl.core.frame import Result
-from updsl.pipeline import Engine
+from updsl.core.frame import Frame, Result
+from updsl.pipeline import Engine, InPlace
 from updsl.runtime import arrays
-from updsl.runtime.bind import frame, named
+from updsl.runtime.bind import frame, named, numbers
 from updsl.runtime.commit import uninterrupted, writable, write
 from updsl.runtime.inputs import inputs_of
 from updsl.runtime.parameters import rate, set_later
@@ -46,6 +48,7 @@ class Compiled:
         self._backend, self._watches = backend, watches
         self._engines: dict[bool, Engine] = {}
         self._engine = self._engine_for(True)
+        self._last: Last | None = None
 
     def _engine_for(self, has_lr: bool) -> Engine:
         if has_lr not in self._engines:
@@ -73,9 +76,12 @@ class Compiled:
         grads: name → tensor of the parameter's shape; one that is missing or None takes no part. lr: a number or 0-d tensor. inputs: by name, as of
         `Rule.update`. All or nothing: on an UpdslError, or any other exception, gradients, parameters and state are as before.
         """
-        module, here, given = self.rule.module, self.state.layout, arrays.by_name(grads)
         lr = self.lr if lr is None else rate(lr)
-        engine = self._engine_for(here.has_lr(lr))
+        if self._last is not None and not inputs and (now := self._last.again(grads, lr, self)) is not None:
+            return self._step_in_place(now)
+        self._last = None
+        module, here, given = self.rule.module, self.state.layout, arrays.by_name(grads)
+        engine = self._engine = self._engine_for(here.has_lr(lr))
         g = arrays.gradients(from_samples(self.rule, here, given, inputs), here)
         found, batch = inputs_of(module, engine, here, g, inputs, arrays.to_torch)
         now = frame(module, engine, here, self.values, lr, g, arrays.weights(self.params, g, here), found, batch, self.state.seed, consumed=True)
@@ -83,9 +89,25 @@ class Compiled:
         writable(written, "the gradient")
         if module.writes_weights:
             writable({name: self.params[name] for name in g}, "the memory")
+        if isinstance(engine.run, InPlace) and engine.run.steps_in_place(now) and self._writes_all(engine, now, given):
+            if len(now.g) == len(given) and not inputs:
+                self._last = Last(now, here.has_lr(lr))
+            return self._step_in_place(now)
         result = engine.run.step(self.state.kept, now)
         self._commit(result, written)
         return result.watches
+
+    def _step_in_place(self, now: Frame) -> dict[str, Any]:
+        run = self._engine.run
+        assert isinstance(run, InPlace)
+        with uninterrupted():
+            result = run.step_in_place(self.state.kept, now)
+            self.state = self.state.after(result.state)
+        return result.watches
+
+    def _writes_all(self, engine: Engine, now: Frame, given: Mapping[str, torch.Tensor]) -> bool:
+        """Whether what a step in place writes is what was handed over."""
+        return all(name in given and now.g[name].data_ptr() == given[name].data_ptr() for name in now.g if self._returns(engine, name))
 
     @staticmethod
     def _returns(engine: Engine, name: str) -> bool:
@@ -98,3 +120,31 @@ class Compiled:
         with uninterrupted():
             write(targets, [*(result.out[name] for name in grads), *weights.values()])
             self.state = self.state.after(result.state)
+
+
+class Last:
+    """A step in place whose arguments were checked: those of the next need no checks where they are the same tensors, or alike."""
+
+    def __init__(self, frame: Frame, has_lr: bool):
+        self.frame, self.has_lr = frame, has_lr
+        self.names, self.tensors = list(frame.g), list(frame.g.values())
+
+    def again(self, grads: Mapping[str, torch.Tensor] | None, lr: Any, of: Compiled) -> Frame | None:
+        """The frame of such a step, with these gradients and the numbers as of now; None where something must be checked."""
+        here = of.state.layout
+        if type(grads) is not dict or list(grads) != self.names or here.has_lr(lr) != self.has_lr:
+            return None
+        tensors = list(grads.values())
+        if not all(map(is_, tensors, self.tensors)):
+            if not all(map(is_alike, tensors, self.tensors)) or len({x.data_ptr() for x in tensors}) < len(tensors):
+                return None
+            self.tensors = tensors
+        params, lrs = numbers(here, of.values, lr)
+        return replace(self.frame, g=grads, lr=lrs, params=params)
+
+
+def is_alike(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """The same tensor, or one of the same type, size, layout and device."""
+    return x is y or (
+        type(x) is torch.Tensor and x.dtype is y.dtype and x.shape == y.shape and x.device == y.device and x.is_contiguous() and not x.is_inference()
+    )

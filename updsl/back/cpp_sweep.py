@@ -1,0 +1,284 @@
+"""One sweep over one chunk of a tensor, in C++."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from updsl.back.cpp_expression import TYPES, Expressions
+from updsl.back.cpp_reduce import Accumulation, result, statements
+from updsl.back.torch_names import Names
+from updsl.core.ir import Binding, Expr, Ref, is_shared, walk
+from updsl.core.plan import AFTER, Stream, Sweep
+from updsl.core.scope import COLUMN, ELEMENT, TENSOR
+from updsl.core.straight import values_read
+
+if TYPE_CHECKING:
+    from updsl.back.cpp_source import OfKind
+
+DEPTH = "    "
+RESERVED = frozenset(
+    "T K M G H i j n at x y d c m rest real wide load store to_odd bits half bfloat double float bool long int char void new this auto do".split()
+)
+
+
+def indented(lines: Iterable[str], depth: int = 1) -> Iterator[str]:
+    return (f"{DEPTH * depth}{line}" if line and not line.startswith("#") else line for line in lines)
+
+
+def expressions(sweep: Sweep) -> Iterator[Expr]:
+    yield from (b.expr for b in sweep.bindings)
+    yield from (e for _, e in sweep.partials)
+    yield from (s.expr for s in sweep.stores)
+
+
+class Sweeping:
+    """Writes the function of a sweep, for the tensors of a kind."""
+
+    def __init__(self, kind: OfKind, sweep: Sweep, made: Sequence[Accumulation]):
+        self.kind, self.sweep, self.made = kind, sweep, made
+        self.names = Names()
+        self.names.taken |= RESERVED
+        self.express = Expressions(self.refer, kind.stored_types, "real")
+        refs = {n: None for e in expressions(sweep) for n in walk(e) if isinstance(n, Ref)}
+        self.numbers = [r for r in refs if r.type.scope <= TENSOR]
+        self.of_cells = [r for r in refs if TENSOR < r.type.scope and r.type.scope != ELEMENT]
+        self.slots = {id(a): [self.names.fresh(f"a{n}_{i}") for i in range(len(a.kind.start))] for n, a in enumerate(made)}
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    def refer(self, r: Ref) -> str:
+        if r.type.scope == COLUMN:
+            text = f"{self.names.of(r, r.name)}[j]"
+            return f"({text} != 0)" if r.type.boolean else text
+        if r.type.scope == ELEMENT and r.kind != "value":
+            return self.entry(stream_of(r))
+        return self.names.of((r.kind, r.name), r.name)
+
+    def entry(self, s: Stream) -> str:
+        """The variable that holds the entry of a stream."""
+        return self.names.of(("entry", s), f"{s}{' after' if s.after else ''}")
+
+    def pointer(self, s: Stream) -> str:
+        return self.names.of(("pointer", s), f"{s}{' after' if s.after else ''}_at")
+
+    def dtype(self, s: Stream) -> str:
+        what = {"g": ("g", ""), "out": ("g", ""), "w": ("w", "")}.get(s.role, (s.role, s.name))
+        return TYPES[self.kind.kind.dtypes[what]]
+
+    def field(self, s: Stream, stored: bool) -> str:
+        """Of the table: where a stream is read, or where it is stored."""
+        type_ = f"{self.dtype(s)}*" if stored or s.after else f"const {self.dtype(s)}*"
+        what = "new" if stored or s.after else "old"
+        return self.kind.table.of((f"{what} {s.role}", s.name), type_, f"{s}_{what}")
+
+    # --- the function ------------------------------------------------------------------------------------------------
+
+    def lines(self, level: int) -> Iterator[str]:
+        s = self.sweep
+        reads = ", ".join(map(str, s.reads)) or "nothing"
+        added = f"; adds up {', '.join(name for name, _ in s.partials)}" if s.partials else ""
+        stores = f"; stores {', '.join(str(store.stream) for store in s.stores)}" if s.stores else ""
+        yield f"// sweep {level}: reads {reads}{added}{stores}"
+        yield f"static void sweep{level}_{self.kind.n}(Model& M, Group* G, Tensor{self.kind.n}& T, const Chunk& K) {{"
+        yield from indented(self.body())
+        yield "}"
+        yield ""
+
+    def body(self) -> Iterator[str]:
+        yield f"typedef {self.kind.kind.real} real;"
+        if self.sweep.idle is not None:
+            yield f"if ((M.in_place != 0) & (T.{self.kind.value(self.sweep.idle, TENSOR)} != 0)) return;"
+        yield from self.constants()
+        tensors, columns, cells = (self.accumulations(f) for f in (self.is_of_tensor, self.is_of_columns, self.is_of_cells))
+        for a in tensors:
+            yield from self.started(a, "K.begin", "0")
+        for a in columns:
+            yield from self.columns_started(a)
+        if self.kind.layout == "flat":
+            yield "const i64 at = K.begin, n = K.end - K.begin;"
+            yield from self.row((), tensors, columns)
+        else:
+            yield "for (i64 i = K.begin; i < K.end; ++i) {"
+            yield from indented(self.row(cells, tensors, columns))
+            yield "}"
+        for a in tensors:
+            yield from self.finished(a)
+        for a in columns:
+            yield from self.columns_finished(a)
+
+    def accumulations(self, wanted) -> tuple[Accumulation, ...]:
+        return tuple(a for a in self.made if wanted(a))
+
+    @staticmethod
+    def is_of_tensor(a: Accumulation) -> bool:
+        return a.readers[0][1].scope <= TENSOR
+
+    @staticmethod
+    def is_of_columns(a: Accumulation) -> bool:
+        return a.readers[0][1].scope == COLUMN
+
+    @staticmethod
+    def is_of_cells(a: Accumulation) -> bool:
+        """Of rows or blocks: a chunk holds whole ones."""
+        return not (Sweeping.is_of_tensor(a) or Sweeping.is_of_columns(a))
+
+    def constants(self) -> Iterator[str]:
+        """Numbers of the tensor, and where the arrays of its columns lie."""
+        for r in self.numbers:
+            place = self.kind.refer(r)
+            type_, text = ("bool", place) if r.type.boolean else ("real", f"(real){place}")
+            yield f"const {type_} {self.refer(r)} = {text};"
+        for r in self.of_cells:
+            if r.type.scope == COLUMN:
+                yield f"const real* {self.names.of(r, r.name)} = T.{self.kind.array(r.name, r.type.scope)};"
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+
+    @property
+    def offset(self) -> str:
+        """Where the row, or block, i begins, and how many entries it has."""
+        if self.kind.layout == "blocks":
+            k = self.kind.block
+            return f"const i64 at = i * {k}, n = T.numel - at < {k} ? T.numel - at : {k};"
+        return "const i64 at = i * T.cols, n = T.cols;"
+
+    def row(self, cells: Sequence[Accumulation], tensors: Sequence[Accumulation], columns: Sequence[Accumulation]) -> Iterator[str]:
+        if self.kind.layout != "flat":
+            yield self.offset
+        yield from self.pointers(self.sweep.reads)
+        for s in self.sweep.stores:
+            yield f"{self.dtype(s.stream)}* {self.names.of(('stored', s.stream), f'{s.stream}_new')} = T.{self.field(s.stream, True)} + at;"
+        yield from self.cell_constants()
+        for a in cells:
+            yield from self.started(a, "i", "0")
+        yield f"#pragma omp simd{self.clauses((*cells, *tensors))}"
+        yield "for (i64 j = 0; j < n; ++j) {"
+        yield from indented(self.entries(self.sweep.reads, self.sweep.bindings))
+        for a in self.made:
+            yield from indented(self.added(a))
+        for s in self.sweep.stores:
+            yield f"{DEPTH}{self.names.of(('stored', s.stream), '')}[j] = store<{self.dtype(s.stream)}>({self.express.outer(s.expr)});"
+        yield "}"
+        for a in cells:
+            yield from self.finished(a)
+
+    def pointers(self, streams: Iterable[Stream]) -> Iterator[str]:
+        for s in streams:
+            yield f"const {self.dtype(s)}* {self.pointer(s)} = T.{self.field(s, False)} + at;"
+
+    def cell_constants(self) -> Iterator[str]:
+        """Values of the row or block i."""
+        for r in self.of_cells:
+            if r.type.scope != COLUMN:
+                text = f"T.{self.kind.array(r.name, r.type.scope)}[i]"
+                yield f"const {'bool' if r.type.boolean else 'real'} {self.refer(r)} = {text}{' != 0' if r.type.boolean else ''};"
+
+    def entries(self, streams: Iterable[Stream], bindings: Iterable[Binding]) -> Iterator[str]:
+        """The entry j of the streams, and what is computed of it."""
+        for s in streams:
+            yield f"const real {self.entry(s)} = load({self.pointer(s)}[j]);"
+        for b in bindings:
+            type_ = "bool" if b.expr.type.boolean else "real"
+            yield f"const {type_} {self.names.of(('value', b.name), b.name)} = {self.express.outer(b.expr)};"
+
+    def clauses(self, made: Iterable[Accumulation]) -> str:
+        signs: dict[str, list[str]] = {}
+        for a in made:
+            for slot, sign in zip(self.slots[id(a)], a.kind.signs, strict=True):
+                if sign:
+                    signs.setdefault(sign, []).append(slot)
+        return "".join(f" reduction({sign}: {', '.join(slots)})" for sign, slots in signs.items())
+
+    def added(self, a: Accumulation) -> Iterator[str]:
+        slots = self.slots[id(a)]
+        if self.is_of_columns(a):
+            slots = [f"{s}[j]" for s in slots]
+        values = [f"wide({self.express.outer(x)})" for x in a.operands]
+        if a.kind.add.count("{x}") > 1:
+            inner = statements(a.kind.add, slots, x="x", y="y")
+            yield f"{{ const wide {', '.join(f'{name} = {v}' for name, v in zip('xy', values, strict=False))}; {inner} }}"
+        else:
+            yield statements(a.kind.add, slots, x=values[0], y=values[-1])
+
+    # --- accumulators ------------------------------------------------------------------------------------------------
+
+    def started(self, a: Accumulation, i: str, j: str) -> Iterator[str]:
+        """The slots before the first entry, which is that of row i and column j."""
+        slots = self.slots[id(a)]
+        yield f"wide {', '.join(f'{s} = {start}' for s, start in zip(slots, a.kind.start, strict=True))};"
+        if a.kind.shifted:
+            yield "{"
+            yield from indented(self.first(a, i, j, slots[0]))
+            yield "}"
+
+    def first(self, a: Accumulation, i: str, j: str, slot: str) -> Iterator[str]:
+        """The first entry of the operand into a slot; 0 if it is not finite."""
+        bindings = self.needed(a.operands)
+        streams = dict.fromkeys(s for e in (*a.operands, *(b.expr for b in bindings)) for s in read(e))
+        if self.kind.layout == "flat":
+            yield "const i64 at = K.begin;"
+        elif i != "i":
+            yield f"const i64 i = {i};"
+            yield self.offset.split(", n")[0] + ";"
+            yield from self.cell_constants()
+        if j != "j" and (streams or self.of_cells):
+            yield f"const i64 j = {j};"
+        yield from self.pointers(streams)
+        yield from self.entries(streams, bindings)
+        yield f"const wide x = {self.express.outer(a.operands[0])};"
+        yield f"{slot} = is_finite(x) ? x : wide(0);"
+
+    def needed(self, wanted: Iterable[Expr]) -> tuple[Binding, ...]:
+        """The bindings that these read."""
+        names = {n for e in wanted for n in values_read(e)}
+        found = []
+        for b in reversed(self.sweep.bindings):
+            if b.name in names:
+                names |= set(values_read(b.expr))
+                found.append(b)
+        return tuple(found[::-1])
+
+    def finished(self, a: Accumulation) -> Iterator[str]:
+        """The part of a chunk, or the result of a row."""
+        slots = self.slots[id(a)]
+        if self.is_of_tensor(a):
+            if a.kind.settle:
+                yield statements(a.kind.settle, slots, n=self.kind.entries("K"))
+            _, at = self.kind.parts_of[a.readers[0][0]]
+            for i, s in enumerate(slots):
+                yield f"T.parts[K.number * SLOTS{self.kind.n} + {at + i}] = {s};"
+            return
+        if a.kind.settle:
+            yield statements(a.kind.settle, slots, n="wide(n)")
+        for name, e in a.readers:
+            yield "{"
+            yield from indented(self.kind.kept(name, e.scope, statements(result(e, a.kind), slots, n="wide(n)")))
+            yield "}"
+
+    def columns_started(self, a: Accumulation) -> Iterator[str]:
+        slots = self.slots[id(a)]
+        _, at = self.kind.parts_of[a.readers[0][0]]
+        for k, s in enumerate(slots):
+            yield f"wide* {s} = T.columns + (K.number * COLUMNS{self.kind.n} + {at + k}) * T.cols;"
+        yield f"for (i64 j = 0; j < T.cols; ++j) {{ {' '.join(f'{s}[j] = {start};' for s, start in zip(slots, a.kind.start, strict=True))} }}"
+        if a.kind.shifted:
+            yield "for (i64 j = 0; j < T.cols; ++j) {"
+            yield from indented(self.first(a, "K.begin", "j", f"{slots[0]}[j]"))
+            yield "}"
+
+    def columns_finished(self, a: Accumulation) -> Iterator[str]:
+        if a.kind.settle:
+            slots = [f"{s}[j]" for s in self.slots[id(a)]]
+            yield f"for (i64 j = 0; j < T.cols; ++j) {{ {statements(a.kind.settle, slots, n='wide(K.end - K.begin)')} }}"
+
+
+def stream_of(r: Ref) -> Stream:
+    """That an elementwise reference reads."""
+    if r.kind == "builtin":
+        return Stream("w" if r.name == "w" else "g")
+    return Stream("input" if r.kind == "input" else "state", r.name.removesuffix(AFTER), after=r.name.endswith(AFTER))
+
+
+def read(e: Expr) -> Iterator[Stream]:
+    return (stream_of(n) for n in walk(e) if isinstance(n, Ref) and n.kind != "value" and n.type.scope == ELEMENT and not is_shared(n.type))
