@@ -31,7 +31,21 @@ def _guarded(value: Tensor, ok: Tensor, dtype: torch.dtype) -> Tensor:
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """x · y."""
+    if x.shape[-2] == y.shape[-1] == 1 and torch.compiler.is_compiling():
+        return product(x, y)
     return torch.matmul(x, y).masked_fill_(~(finite(x) & finite(y)), math.nan)
+
+
+@torch.library.custom_op("updsl::product", mutates_args=())
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x · y, a number, in one piece for torch.compile: it would write it out as arithmetic, operands and all, once more for each use, and the rounds of
+    an iteration on 1 × 1 matrices would take it time exponential in their number."""
+    return matmul(x, y)
+
+
+@product.register_fake
+def _(x: Tensor, y: Tensor) -> Tensor:
+    return torch.matmul(x, y)
 
 
 def transpose(x: Tensor) -> Tensor:
