@@ -46,3 +46,22 @@ def every_program_is_verified():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "elaborate", verified)
         yield
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The working folder, an empty one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """The command line in this process: arguments ↦ exit code, stdout, stderr."""
+    from updsl import cli
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = cli.run(list(arguments))
+        return code, *capsys.readouterr()
+
+    return call

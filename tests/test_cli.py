@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from updsl import cli
 from updsl.core.diagnostic import InternalError
 from updsl.core.resources import folder
 from updsl.front.files import library
@@ -20,25 +19,28 @@ GOOD = "norm per column -> clip z>2.5 -> EMA\n"
 BAD = "norm per column → clip z > 2.5 → emma\n"
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = cli.run(list(arguments))
-        return code, *capsys.readouterr()
-
-    return call
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def command(*arguments: str, **more) -> subprocess.CompletedProcess:
     """The command in a process of its own."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)} | more.pop("env", {})
     return subprocess.run([sys.executable, "-m", "updsl", *arguments], capture_output=True, timeout=120, env=env, **more)
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [("check", "a.upd"), ("check", "--help"), ("list",), ("check", "bad.upd")])
+def test_what_cannot_be_printed_is_no_error_of_ours(here, arguments):
+    (here / "a.upd").write_text(GOOD)
+    (here / "bad.upd").write_text(BAD)
+    with FULL.open("w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "updsl", *arguments], stdout=full, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120
+        )
+    assert (run.returncode, run.stderr.decode()) == (2, "updsl: cannot print: No space left on device\n")
 
 
 # --- check -----------------------------------------------------------------------------------------------------------

@@ -4,25 +4,18 @@ import json
 
 import pytest
 
-from updsl import cli
 from updsl.front.files import library, load_module
 
 RULES = sorted(library().rules)
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
-@pytest.fixture
-def run(capsys):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = cli.run(list(arguments))
-        return code, *capsys.readouterr()
-
-    return call
+def test_a_rule_is_written_under_the_name_that_texts_have_for_it(run, here):
+    assert run("new", "ﬁx")[0] == 0
+    (here / "user.upd").write_text("use fix\nrule user = g → fix\n")
+    assert run("check", "user.upd") == (0, "user.upd: ok\n", "")
 
 
 def test_list_has_a_line_for_each_rule_under_its_folder(run):

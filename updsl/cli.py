@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import click
 
@@ -40,7 +42,7 @@ def run(arguments: list[str]) -> int:
         return USAGE
     except click.ClickException as error:
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "updsl"
-        say(f"updsl: {error.format_message()}\n  = help: {path} --help", error=True)
+        say(f"updsl: {error.format_message()}" + (f"\n  = help: {path} --help" if isinstance(error, click.UsageError) else ""), error=True)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -53,6 +55,10 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("UPDSL_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _silence(sys.stdout)
+            say(f"updsl: cannot print: {error.strerror}", error=True)
+            return USAGE
         message = str(error) if isinstance(error, InternalError) else str(InternalError(f"{type(error).__name__}: {error}"))
         say(f"{message}\n  = help: UPDSL_TRACEBACK=1 shows where", error=True)
         return INTERNAL
@@ -71,8 +77,15 @@ def say(text: str, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError as failure:
+        _silence(stream)
+        if not error and not isinstance(failure, BrokenPipeError):
+            raise click.ClickException(f"cannot print: {failure.strerror}") from None
+
+
+def _silence(stream: Any) -> None:
+    """Let what is printed from here on, and what waits to be, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say_json(data: Any) -> None:
@@ -260,6 +273,7 @@ def new(name: str, like: str | None) -> None:
         raise click.UsageError(f"a rule cannot be called {path.stem!r}: a name is letters, digits and `_`")
     if path.stem in FUNCTIONS:
         raise click.UsageError(f"a rule cannot be called `{path.stem}`: that is a function")
+    path = path.with_name(normalize("NFKC", path.name))
     text = START.format(name=path.stem) if like is None else started_like(_load(like), path.stem)
     _refuse_unfit(path.stem, text)
     try:
