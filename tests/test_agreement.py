@@ -115,3 +115,12 @@ def test_a_skip_that_is_known_is_folded(backend):
     steps = run(rule, backend, {name: np.zeros(shape) for name, shape in SHAPES.items()}, [Step(g)] * 3, lr=1, groups=GROUPS)
     assert [tuple(float(step.w[name].flat[0]) for name in SHAPES) for step in steps] == [(-40, 0, -40, 0), (-200, 0, -200, 0), (-560, 0, -560, 0)]
     assert "skipped" not in str(updsl.explain(rule))
+
+
+def test_arms_may_have_watches_of_one_name():
+    rule = updsl.parse(
+        "rule r:\n    match:\n        ndim > 1:\n            watch n = norm(g)\n            return g\n        else:\n            watch n = max(g)\n            return g"
+    )
+    g = {name: np.ones(shape) for name, shape in SHAPES.items()}
+    (step,) = run(rule, "interpret", g, [Step(g)])
+    assert {k for shown in step.watch.values() for k in shown} == set(SHAPES)

@@ -352,3 +352,14 @@ def test_ctrl_c_leaves_what_there_is(here):
     assert data["complete"] is False
     assert 100 <= len(data["runs"][0]["loss"]) < 1000
     assert (here / "result" / "train.png").exists()
+
+
+def test_explain_counts_states_of_grids_of_their_own_and_lists_watches(run):
+    code, out, _ = run("explain", "galore", "--tensor", "w=64x32", "--format", "json")
+    (found,) = json.loads(out)["classes"]
+    rank = [(s["rows"], s["cols"]) for s in found["states"]]
+    sizes = {"rows": 64, "cols": 32}
+    assert code == 0
+    assert found["state_bytes_per_parameter"] == sum(4 * sizes.get(r, r) * sizes.get(c, c) for r, c in rank) / (64 * 32)
+    assert "watches\n" in run("explain", "zclip")[1]
+    assert {"name": "z", "scope": "all"} in json.loads(run("explain", "zclip", "--format", "json")[1])["classes"][0]["watches"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from updsl.core.diagnostic import printable
 from updsl.core.frame import Tensor
-from updsl.core.ir import State
+from updsl.core.ir import Dim, State
 from updsl.core.show import show
 from updsl.core.source import Span
 from updsl.front.context import Reduction
@@ -67,7 +67,8 @@ def _class(elaborated: Elaborated, index: int, tensors: Sequence[Tensor], values
         "tensors": {t.name: list(t.shape) for t in members},
         "reductions": [_reduction(r) for r in dict.fromkeys(elaborated.reductions[index])],
         "states": [_state(s) for s in program.states],
-        "state_bytes_per_parameter": sum(_bytes_per_parameter(s) for s in program.states),
+        "state_bytes_per_parameter": sum(_bytes_per_parameter(s, members) for s in program.states),
+        "watches": [{"name": w.label, "scope": str(w.expr.type.scope)} for w in program.watches],
         "program": show(program, values),
     }
 
@@ -80,10 +81,18 @@ def _place(span: Span) -> dict:
     return {"file": span.source.name, "line": span.line, "column": span.column}
 
 
-def _bytes_per_parameter(s: State) -> int:
-    """For a float32 gradient; 0 for a state that has not one value for each entry."""
-    full = s.type.scope.name == "element" and {s.type.rows, s.type.cols} == {"rows", "cols"}
-    return BYTES[s.dtype] * max(1, s.type.window) if full else 0
+def _bytes_per_parameter(s: State, members: Sequence[Tensor]) -> float:
+    """For a float32 gradient, of the class's tensors together; whole where each entry has a value, which leaves the few of coarser states."""
+    if s.type.scope.name != "element":
+        return 0
+    entries = sum(t.numel for t in members)
+    kept = sum(_size(s.type.rows, t) * _size(s.type.cols, t) for t in members)
+    return BYTES[s.dtype] * max(1, s.type.window) * kept / entries
+
+
+def _size(d: Dim | None, t: Tensor) -> int:
+    """A size of a grid at a tensor; 0 if it is that of a matrix which is not there yet."""
+    return d if isinstance(d, int) else dict(zip(("rows", "cols"), t.grid, strict=True)).get(d or "", 0)
 
 
 def _state(s: State) -> dict:
@@ -104,7 +113,8 @@ def to_text(e: dict) -> str:
         more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
         lines += [f"for {', '.join(shapes[:4])}{more}", ""]
         lines += _section("  reductions", [_reduction_line(r, "  ") for r in c["reductions"]])
-        lines += _section(f"  state: {c['state_bytes_per_parameter']} bytes a parameter", ["  " + _state_line(s) for s in c["states"]])
+        lines += _section(f"  state: {c['state_bytes_per_parameter']:.3g} bytes a parameter", ["  " + _state_line(s) for s in c["states"]])
+        lines += _section("  watches", [f"  {w['name']}: per {w['scope']}" for w in c["watches"]])
         lines += _section("  program", ["  " + line for line in c["program"].rstrip().split("\n")])
     return printable_lines(lines)
 

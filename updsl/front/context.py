@@ -78,6 +78,7 @@ class Instance:
     names: list[dict[str, Slot]] = field(default_factory=lambda: [{}])
     subtree: list[str] = field(default_factory=list)
     skips: list[tuple[Value, Span]] = field(default_factory=list)
+    watches: dict[str, syntax.Watch] = field(default_factory=dict)
     clock: Expr | None = None
     begun: Span | None = None
     depth: int = 0
@@ -230,7 +231,7 @@ class Context:
         kept = {k: copy(v) for k, v in vars(self).items() if k not in ("diagnostics", "facts", "module", "parameters", "looked_at")}
         facts = {k: copy(v) for k, v in vars(self.facts).items()}
         instance = env.instance
-        subtree, begun = (instance.subtree.copy(), instance.begun) if instance else ([], None)
+        subtree, begun, watches = (instance.subtree.copy(), instance.begun, instance.watches.copy()) if instance else ([], None, {})
         before = len(self.diagnostics)
         try:
             yield
@@ -238,7 +239,7 @@ class Context:
             vars(self).update(kept)
             vars(self.facts).update(facts)
             if instance:
-                instance.subtree[:], instance.begun = subtree, begun
+                instance.subtree[:], instance.begun, instance.watches = subtree, begun, watches
             self.diagnostics[before:] = [d for d in self.diagnostics[before:] if d.code in NAME_CODES]
 
     def population(self, env: Env, branch: syntax.Node) -> str:

@@ -17,7 +17,7 @@ from updsl.core.ir import GRID, Apply, Binding, Const, Every, Program, Ref, Stat
 from updsl.core.ir import Watch as IrWatch
 from updsl.core.scope import ALL, GROUP, TENSOR
 from updsl.core.source import Span
-from updsl.front import agreement, instances, regex, syntax
+from updsl.front import agreement, instances, regex, statements, syntax
 from updsl.front.context import NAME_CODES, POISON, Context, Default, Env, Facts, Flag, Instance, Reduction, Value
 from updsl.front.module import Module
 from updsl.front.sites import sites_of
@@ -229,16 +229,22 @@ def _returned(rule: syntax.Rule, out: Value) -> Span:
 def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants: frozenset[str], mixed: Iterable[Diagnostic]) -> Elaborated:
     """Tensors with equal Programs are one class."""
     found: list[Diagnostic] = []
+    untaken: dict[Diagnostic, list[Tensor]] = {}
     classes: dict[Program, int] = {}
     reductions: list[tuple[Reduction, ...]] = []
     class_of: dict[str, int] = {}
     for t in tensors:
         w = walked[t.name]
-        found.extend(d for d in w.diagnostics if d not in found)
+        for d in w.diagnostics:
+            if d.code == "no-arm":
+                untaken.setdefault(replace(d, message=""), []).append(t)
+            elif d not in found:
+                found.append(d)
         if w.program is not None:
             if w.program not in classes:
                 reductions.append(w.reductions)
             class_of[t.name] = classes.setdefault(w.program, len(classes))
+    found += (replace(d, message=statements.not_taken(missed)) for d, missed in untaken.items())
     found.extend(mixed)
     if found:
         raise UpdslError(found)

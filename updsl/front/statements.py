@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import keyword
+from collections.abc import Sequence
 from dataclasses import replace
 
 from updsl.core import ir
 from updsl.core.diagnostic import Label, did_you_mean
+from updsl.core.frame import Tensor
 from updsl.core.ir import GRID, Apply, Const, Expr, Ref, Type, is_shared, joined, on_grid
 from updsl.core.scope import ELEMENT, TENSOR
 from updsl.core.source import Span
@@ -331,6 +333,10 @@ def skip(cx: Context, env: Env, s: syntax.Skip, c: syntax.Expr) -> None:
 
 
 def watch(cx: Context, env: Env, s: syntax.Watch, label: str, e: syntax.Expr) -> None:
+    first = instance(env).watches.setdefault(label, s)
+    if first is not s:
+        labels, help_ = (Label(first.span, "the first of this name"),), f"choose another name, such as `{label}_`"
+        cx.error("duplicate-name", f"two watches are called `{label}`, and a name reads one", s.span, labels=labels, help=help_)
     value = right_side(cx, env, e)
     if value.poisoned:
         return
@@ -384,9 +390,15 @@ def match_arms(cx: Context, env: Env, s: syntax.Match) -> Value:
             with cx.discarded(env):
                 arm_value(cx, env, arm)
     if taken is None:
-        shape = " × ".join(map(str, cx.tensor.shape)) or "0-dimensional"
-        return cx.error("no-arm", f"no arm of this `match` takes `{cx.tensor.name}` ({shape})", s.span, help="end the match with `else: g`, or an arm for it")
+        return cx.error("no-arm", not_taken([cx.tensor]), s.span, help="end the match with `else: g`, or an arm for it")
     return arm_value(cx, env, taken)
+
+
+def not_taken(tensors: Sequence[Tensor]) -> str:
+    """That no arm takes these, the first few by name."""
+    first = [f"`{t.name}` ({' × '.join(map(str, t.shape)) or '0-dimensional'})" for t in tensors[:3]]
+    more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+    return f"no arm of this `match` takes {', '.join(first)}{more}"
 
 
 def arm_value(cx: Context, env: Env, arm: syntax.Arm) -> Value:
