@@ -118,9 +118,20 @@ def test_a_skip_that_is_known_is_folded(backend):
 
 
 def test_arms_may_have_watches_of_one_name():
-    rule = updsl.parse(
-        "rule r:\n    match:\n        ndim > 1:\n            watch n = norm(g)\n            return g\n        else:\n            watch n = max(g)\n            return g"
-    )
+    arms = "".join(f"        {c}:\n            watch n = {e}\n            return g\n" for c, e in (("ndim > 1", "norm(g)"), ("else", "max(g)")))
+    rule = updsl.parse(f"rule r:\n    match:\n{arms}")
     g = {name: np.ones(shape) for name, shape in SHAPES.items()}
     (step,) = run(rule, "interpret", g, [Step(g)])
     assert {k for shown in step.watch.values() for k in shown} == set(SHAPES)
+
+
+@pytest.mark.parametrize("text", ["lr → it + gaussian(1)", "(norm(g) per group) → uniform(0, 1) + 0*it"])
+def test_groups_draw_independently_and_alike_on_every_backend(text):
+    rule = updsl.parse(f"rule r:\n    x = {text}\n    return 0*g + x")
+    g = {name: np.ones(shape) for name, shape in SHAPES.items()}
+    one, other = (run(rule, backend, g, [Step(g)] * 2, lr=0, groups=[{"params": group["params"]} for group in GROUPS]) for backend in ("interpret", "torch"))
+    for step, same in zip(one, other, strict=True):
+        drawn = {name: float(x.flat[0]) for name, x in step.out.items()}
+        assert drawn["a.weight"] == drawn["a.bias"]
+        assert len(set(drawn.values())) == len(GROUPS)
+        assert drawn == pytest.approx({name: float(x.flat[0]) for name, x in same.out.items()}, rel=1e-12)

@@ -234,8 +234,7 @@ class Moment:
     def draw(self, op: Op, e: Apply, at: Place) -> Array:
         """From the words of each cell, which are the same for all samples."""
         sizes = self.sizes_at(at)
-        name = at.name if "T" in e.type.scope.indices else ""
-        words = rng.words(self.frame.seed, self.run, name, e.static[0], np.arange(prod(sizes.cells(e.type))))
+        words = rng.words(self.frame.seed, self.run, at.key(e.type.scope), e.static[0], np.arange(prod(sizes.cells(e.type))))
         operands = (self.array(a, replace(e.type, boolean=False), at) for a in e.args)
         return meaning(op)(words, *(x.reshape(*x.shape[: e.type.samples], len(words)) for x in operands)).reshape(sizes.shape(e.type))
 

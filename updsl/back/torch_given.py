@@ -18,7 +18,7 @@ from updsl.core import rng
 from updsl.core.diagnostic import InternalError
 from updsl.core.frame import Frame, Key, RuleState
 from updsl.core.ir import GRID, Program, State, Type, is_shared
-from updsl.core.scope import ALL
+from updsl.core.scope import ALL, GROUP
 
 Parts = tuple[Tensor, ...]
 CPU = torch.device("cpu")
@@ -114,7 +114,8 @@ class Given:
             case "attribute":
                 return torch.full((len(names), 1, 1), attribute(a.name, call), dtype=torch.float64, device=call.device)
             case "draw key":
-                return self.draw_key(a, [""] if is_shared(type_of(a)) else names, call.device)
+                scope = type_of(a).scope
+                return self.draw_key(a, [""] if scope == ALL else [call.group] if scope == GROUP else names, call.device)
             case "step words":
                 return self.step_words(call.device)
             case "state" | "state count" if not is_shared(type_of(a)):
@@ -139,8 +140,8 @@ class Given:
             return stack, stack
         return stack, call.stacked([kept[n][1] for n in names], replace(s.type, boolean=False)).to(call.device).unsqueeze(1)
 
-    def draw_key(self, a: Arg, names: Sequence[str], device: torch.device) -> Tensor:
-        """The two words of each tensor's key of a draw: (2, tensor)."""
+    def draw_key(self, a: Arg, names: Sequence[Key], device: torch.device) -> Tensor:
+        """The two words of the key of a draw of each tensor, of a group, or of the model: (2, tensor)."""
         return torch.tensor([rng.stream_key(self.frame.seed, n, a.name) for n in names]).T.contiguous().to(device)
 
     def step_words(self, device: torch.device) -> Tensor:
@@ -195,7 +196,7 @@ class Given:
             case "input":
                 return torch.as_tensor(self.frame.inputs[a.name][key], dtype=self.real, device=self.device).reshape(())
             case "draw key":
-                return self.draw_key(a, [""], self.device)
+                return self.draw_key(a, [key], self.device)
             case "state" | "state count":
                 slots, count = self.joint_state(next(s for p in self.programs.values() for s in p.states if s.name == a.name), key)
                 return slots if a.kind == "state" else count

@@ -40,19 +40,19 @@ def philox(counter: Array, key: tuple[int, int]) -> Array:
     return np.stack([x0, x1, x2, x3], axis=1).astype(np.uint32)
 
 
-def stream_key(seed: int, tensor: str, place: str) -> tuple[int, int]:
-    """The key of a draw's stream: 64 bits of a hash, so that no two streams of a model meet."""
-    digest = hashlib.sha256(json.dumps([seed, tensor, place]).encode("ascii")).digest()
+def stream_key(seed: int, owner: str | int, place: str) -> tuple[int, int]:
+    """The key of a draw's stream: 64 bits of a hash, so that no two streams of a model meet. owner: the tensor's name, the group's index, "" for the model."""
+    digest = hashlib.sha256(json.dumps([seed, owner, place]).encode("ascii")).digest()
     number = int.from_bytes(digest[:8], "little")
     return number & MASK, number >> 32
 
 
-def words(seed: int, step: int, tensor: str, place: str, entries: Array) -> Array:
+def words(seed: int, step: int, owner: str | int, place: str, entries: Array) -> Array:
     """The random words (n, 4) of the given entries."""
     entries = np.asarray(entries, np.uint64)
     low, high = entries & np.uint64(MASK), entries >> np.uint64(32)
     counter = np.stack([low, high, np.full_like(low, step & MASK), np.full_like(low, step >> 32)], axis=1)
-    return philox(counter, stream_key(seed, tensor, place))
+    return philox(counter, stream_key(seed, owner, place))
 
 
 def _unit(high: Array, low: Array) -> Array:
