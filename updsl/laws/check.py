@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
@@ -28,7 +28,7 @@ def check_file(name_or_path: str | PathLike[str]) -> tuple[list[str], list[Diagn
 
 
 def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
-    """Every mistake of a parsed file; mistakes of declarations end the search, since everything else depends on them."""
+    """Every mistake of a parsed file: of declarations, and in the texts of rules whose parameters are right; where there are none, of laws and examples."""
     declared = list(declaration_mistakes(unit))
     if unit.main is None and not unit.fns:
         declared.append(
@@ -37,23 +37,18 @@ def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
             )
         )
     yield from declared
+    if any(d.code == "rule-circle" for d in declared):
+        return  # the rules of a circle have no end
+    at = [m.span for m in declared]
+    wrong = [d.span for d in unit.file.declarations if isinstance(d, syntax.Rule | syntax.Fn) and any(p.span in at for p in d.parameters)]
+    broken: set[int] = set()
+    for rule, mistakes in _text_mistakes(unit, declared):
+        mistakes = [m for m in mistakes if not any(s.source is m.span.source and s.start <= m.span.start < s.end for s in wrong)]
+        yield from mistakes
+        if rule is not None and any(m.severity == "error" for m in mistakes):
+            broken.add(id(rule))
     if declared:
         return
-    yield from fn_mistakes(unit)
-    broken: set[int] = set()
-    parts = {id(other) for rule in unit.rules.values() for _, other, home in applied(rule, unit) if home is unit}
-    for rule in unit.rules.values():
-        try:
-            module = module_of(unit, rule)
-        except UpdslError as e:
-            mistakes = e.diagnostics
-        else:
-            mistakes, _ = check_text(module, defaults(module))
-            if id(rule) in parts or any(p.default is None for p in module.parameters.values()):
-                mistakes = [d for d in mistakes if d.code in NAME_CODES]  # what flows into it, and its parameters, are its callers' to say
-        yield from mistakes
-        if any(d.severity == "error" for d in mistakes):
-            broken.add(id(rule))
     for rule, about in laws_of(unit):
         if id(rule) in broken:
             continue
@@ -65,6 +60,23 @@ def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
                 from updsl.laws.examples import example_mistakes
 
                 yield from example_mistakes(module, about)
+
+
+def _text_mistakes(unit: Unit, declared: Sequence[Diagnostic]) -> Iterator[tuple[syntax.Rule | None, list[Diagnostic]]]:
+    """The mistakes in the texts of functions (None; if nothing is declared twice) and of each rule."""
+    if not declared:
+        yield None, fn_mistakes(unit)
+    parts = {id(other) for rule in unit.rules.values() for _, other, home in applied(rule, unit) if home is unit}
+    for rule in unit.rules.values():
+        try:
+            module = module_of(unit, rule)
+        except UpdslError as e:
+            mistakes = e.diagnostics
+        else:
+            mistakes, _ = check_text(module, defaults(module))
+            if id(rule) in parts or any(p.default is None for p in module.parameters.values()):
+                mistakes = [d for d in mistakes if d.code in NAME_CODES]  # what flows into it, and its parameters, are its callers' to say
+        yield rule, mistakes
 
 
 def defaults(module: Module) -> dict[str, Constant]:
