@@ -1,7 +1,9 @@
-"""Where the texts that updsl is shipped with lie: the grammar, the library's rules, the pages of errors."""
+"""Where the texts that updsl is shipped with lie: the grammar, the library's rules, the pages of errors; and where what can be made again is kept."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -14,3 +16,11 @@ def folder(name: Literal["grammar", "rules", "docs/errors"]) -> Path:
     if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "grammar").is_dir():
         return _CHECKOUT / name
     return _PACKAGE / "data" / name
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again: UPDSL_CACHE, or the usual place."""
+    if own := os.environ.get("UPDSL_CACHE"):
+        return Path(own).absolute()
+    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache").absolute() / "updsl"

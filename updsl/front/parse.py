@@ -18,7 +18,7 @@ from lark.lexer import TerminalDef
 from lark.parsers.lalr_interactive_parser import InteractiveParser
 
 from updsl.core.diagnostic import MAX_REPORTED, Diagnostic, UpdslError
-from updsl.core.resources import folder
+from updsl.core.resources import cache_folder, folder
 from updsl.core.source import Source, Span
 from updsl.front.build import Builder
 from updsl.front.layout import DECLARATIONS, Layout
@@ -76,15 +76,6 @@ def tables() -> Lark:
     made = Lark(text, parser="lalr", lexer="basic", start=["file", "expr"], keep_all_tokens=True, maybe_placeholders=False)
     keep(file, marshal.dumps(made.memo_serialize([TerminalDef, Rule])))
     return made
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache") / "updsl"
 
 
 def keep(file: Path, data: bytes) -> None:
