@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from updsl.core.diagnostic import InternalError
 from updsl.back import cpp_build as kernels
 from updsl.back.cpp_build import NoCompiler, build, cache_folder
+from updsl.core.diagnostic import InternalError
 
 ANSWER = 'extern "C" int answer() { return 42; }\n'
 OTHER = 'extern "C" int answer() { return 43; }\n'
