@@ -5,7 +5,7 @@ A value of scope group or all is one value. What a static `if`, a `match`, or a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias, TypeGuard
 
 from updsl.core.diagnostic import Diagnostic
@@ -56,7 +56,7 @@ def is_gathered(e: Expr) -> TypeGuard[Gathered]:
             return False
 
 
-def mixed(passes: Sequence[Mapping[str, Program]]) -> list[Diagnostic]:
+def mixed(passes: Sequence[dict[str, Program]]) -> list[Diagnostic]:
     """Reductions over several tensors that the tensors ask for in two ways. `passes`: the Program of each tensor; in later ones the values on which the
     classes did not agree are of each tensor, so that nobody could say how often they count here."""
     first: dict[str, tuple[str, Gathered]] = {}

@@ -17,7 +17,7 @@ from updsl.core.ir import GRID, Apply, Binding, Const, Every, Program, Ref, Stat
 from updsl.core.ir import Watch as IrWatch
 from updsl.core.scope import ALL, GROUP, TENSOR
 from updsl.core.source import Span
-from updsl.front import agreement, instances, regex, statements, syntax
+from updsl.front import agreement, arms, instances, regex, syntax
 from updsl.front.context import NAME_CODES, POISON, Context, Default, Env, Facts, Flag, Instance, Reduction, Value
 from updsl.front.module import Module
 from updsl.front.sites import sites_of
@@ -244,7 +244,7 @@ def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants
             if w.program not in classes:
                 reductions.append(w.reductions)
             class_of[t.name] = classes.setdefault(w.program, len(classes))
-    found += (replace(d, message=statements.not_taken(missed)) for d, missed in untaken.items())
+    found += (replace(d, message=arms.not_taken(missed)) for d, missed in untaken.items())
     found.extend(mixed)
     if found:
         raise UpdslError(found)
