@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format types docs nightly wheel clean
+.PHONY: help demo test check kernels lint format types docs nightly wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,6 +25,10 @@ demo: $(READY) ## train a small model three ways: no clipping, clip_grad_norm_, 
 test: check ## everything: lint, format, types, tests
 check: lint types $(READY) ## the same
 	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(MAKE) kernels
+
+kernels: $(READY) ## the tests of steps in training, in C++ kernels
+	UPDSL_BACKEND=cpp $(BIN)/python -m pytest -q -n $(WORKERS) tests/test_api.py tests/test_attach.py tests/test_atomicity.py tests/test_optimizer.py
 
 lint: $(READY) ## ruff, and whether the code is formatted
 	$(BIN)/ruff check .

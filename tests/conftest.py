@@ -14,6 +14,9 @@ settings.register_profile("quick", derandomize=True, deadline=None, database=Non
 settings.register_profile("nightly", max_examples=5000, deadline=None, suppress_health_check=CHECKS)
 settings.load_profile("quick")
 
+os.environ.setdefault("UPDSL_BACKEND", "torch")
+"""What "auto" is in tests that name no backend: kernels of every rule of every test would take long to build. `make kernels` runs those that matter."""
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

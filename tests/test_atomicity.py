@@ -143,7 +143,7 @@ def test_an_error_at_any_operation_leaves_everything(how: str, name: str) -> Non
         except Broken:
             assert same(case.everything(), before), number
             assert all(p.grad is g for p, g in zip(case.w.values(), held, strict=True))
-    assert number > 10
+    assert number > 3
     assert same(case.everything(), after)
 
 
@@ -156,7 +156,7 @@ def test_ctrl_c_stops_before_or_after_a_step(how: str, name: str) -> None:
         fresh.step()
     operations, after = counter.seen - seen, fresh.everything()
     outcomes = set()
-    for number in [*range(1, operations, operations // 5), operations - 1, operations]:
+    for number in [*range(1, operations, max(1, operations // 5)), operations - 1, operations]:
         case = Case(how, TEXTS[name])
         with pytest.raises(KeyboardInterrupt), At(number, interrupt):
             case.step()

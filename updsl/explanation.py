@@ -6,15 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from updsl.back.cpp_covers import uncovered
 from updsl.core.diagnostic import printable
 from updsl.core.frame import Tensor
 from updsl.core.ir import Dim, State
+from updsl.core.plan import Plan
 from updsl.core.show import show
 from updsl.core.source import Span
+from updsl.core.straight import blocks_due
 from updsl.front.context import Reduction
 from updsl.front.elaborate import Elaborated, elaborate
 from updsl.front.module import Module, Parameter
-from updsl.pipeline import to_engine
+from updsl.middle.share import share
+from updsl.middle.sweeps import to_plan
+from updsl.pipeline import to_engine, with_what_is_read
 from updsl.runtime.parameters import settled
 
 TYPICAL = (Tensor("layer.weight", (6, 4)), Tensor("layer.bias", (6,)))
@@ -37,14 +42,31 @@ def explanation(module: Module, tensors: Sequence[Tensor] = TYPICAL, values: Map
     """The explanation as plain data. values: of the parameters, else their defaults."""
     values = settled(module, {}) if values is None else values
     elaborated = _elaborated(module, tensors, values)
+    why, plan = _kernels(elaborated)
     return {
         "name": module.name,
         "doc": module.doc.strip(),
         "writes_weights": module.writes_weights,
         "parameters": [_parameter(p, values[p.name], p.name in elaborated.constants) for p in module.parameters.values()],
         "inputs": dict(module.inputs),
-        "classes": [_class(elaborated, i, tensors, values) for i in range(len(elaborated.programs))],
+        "backend": {"name": "torch" if why else "cpp", "why": why},
+        "classes": [_class(elaborated, i, tensors, values) | _traffic(plan, i) for i in range(len(elaborated.programs))],
     }
+
+
+def _kernels(elaborated: Elaborated) -> tuple[str, Plan | None]:
+    """Why kernels do not run the rule on a CPU ("": they do), and the plan of their first step."""
+    programs = {i: share(with_what_is_read(p)) for i, p in enumerate(elaborated.programs)}
+    why = next((f"kernels do not cover {reason}" for reason in map(uncovered, programs.values()) if reason), "")
+    return why, None if why else to_plan(programs, blocks_due(programs, 1))
+
+
+def _traffic(plan: Plan | None, owner: int) -> dict:
+    """Of a step in float32: passes over memory, and bytes read and written for a parameter, in all and where nothing changes."""
+    if plan is None:
+        return {"sweeps": None, "bytes_per_parameter": None, "idle_bytes_per_parameter": None}
+    moved, idle = (plan.bytes_of(owner, lambda _: 4, skipped) for skipped in (False, True))
+    return {"sweeps": sum(1 for _ in plan.sweeps_of(owner)), "bytes_per_parameter": moved, "idle_bytes_per_parameter": idle}
 
 
 def _elaborated(module: Module, tensors: Sequence[Tensor], values: Mapping[str, Any]) -> Elaborated:
@@ -108,6 +130,7 @@ def to_text(e: dict) -> str:
     lines = [f"{e['name']}: {kind}", *(f"  {line}".rstrip() for line in e["doc"].split("\n") if e["doc"]), ""]
     lines += _section("parameters", [_parameter_line(p) for p in e["parameters"]])
     lines += _section("inputs", [f"{name} ({kind})" for name, kind in e["inputs"].items()])
+    lines += _section("backend on a CPU", [e["backend"]["name"] + (f": {e['backend']['why']}" if e["backend"]["why"] else "")])
     for c in e["classes"]:
         shapes = [f"{name} {'×'.join(map(str, shape)) or 'number'}" for name, shape in c["tensors"].items()]
         more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
@@ -115,8 +138,16 @@ def to_text(e: dict) -> str:
         lines += _section("  reductions", [_reduction_line(r, "  ") for r in c["reductions"]])
         lines += _section(f"  state: {c['state_bytes_per_parameter']:.3g} bytes a parameter", ["  " + _state_line(s) for s in c["states"]])
         lines += _section("  watches", [f"  {w['name']}: per {w['scope']}" for w in c["watches"]])
+        lines += _section("  memory", _traffic_lines(c))
         lines += _section("  program", ["  " + line for line in c["program"].rstrip().split("\n")])
     return printable_lines(lines)
+
+
+def _traffic_lines(c: dict) -> list[str]:
+    if c["sweeps"] is None:
+        return []
+    idle = f", {c['idle_bytes_per_parameter']} where nothing changes" if c["idle_bytes_per_parameter"] < c["bytes_per_parameter"] else ""
+    return [f"  {c['sweeps']} sweep{'' if c['sweeps'] == 1 else 's'}, {c['bytes_per_parameter']} bytes a parameter read and written in float32{idle}"]
 
 
 def printable_lines(lines: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +21,8 @@ from updsl.front.module import Module, make_module
 from updsl.front.unit import Constant, load_unit
 from updsl.middle.share import share
 
-BACKENDS = ("torch", "inductor", "cpp", "interpret")
+BACKENDS = ("auto", "cpp", "torch", "inductor", "interpret")
+CHOOSE = 'choose "auto", "cpp", "torch", "inductor" or "interpret"'
 LATER = ("triton",)
 """Backends of later versions."""
 
@@ -41,11 +44,12 @@ class InPlace(Backend, Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """A rule's Programs for one set of tensors, and what runs them. name: of the backend, never "auto"."""
+    """A rule's Programs for one set of tensors, and what runs them. name: of the backend, never "auto". why: it is torch where kernels might have been."""
 
     elaborated: Elaborated
     run: Backend
     name: str
+    why: str = ""
 
     def reads_weights(self, tensor: str) -> bool:
         """Whether the Program of this tensor reads or writes w."""
@@ -90,16 +94,33 @@ def to_engine(
         from updsl.back.interpret import Interpreter
 
         return Engine(programs, Interpreter(programs.programs, programs.class_of, tensors), name)
-    from updsl.back.torch_exec import TorchBackend
-
     programs = replace(programs, programs=tuple(share(p) for p in programs.programs))
-    if name == "cpp" and not any(map(uncovered, programs.programs)):
+    given = (programs.programs, programs.class_of, tensors)
+    why = no_kernels(programs.programs, name) if name in ("auto", "cpp") else ""
+    if name in ("auto", "cpp") and not why:
         from updsl.back.cpp_build import build
         from updsl.back.cpp_exec import CppBackend
         from updsl.middle.sweeps import to_plan
 
-        return Engine(programs, CppBackend(programs.programs, programs.class_of, tensors, to_plan, build), name)
-    return Engine(programs, TorchBackend(programs.programs, programs.class_of, tensors, compiled=name == "inductor"), "torch" if name == "cpp" else name)
+        return Engine(programs, CppBackend(*given, to_plan, build), "cpp")
+    from updsl.back.torch_exec import TorchBackend
+
+    return Engine(programs, TorchBackend(*given, compiled=name == "inductor"), "inductor" if name == "inductor" else "torch", why)
+
+
+def no_kernels(programs: Sequence[Program], backend: str) -> str:
+    """Why the programs run in torch, and not in C++ kernels; "" if they can be kernels. Warns, once, if that is for want of a compiler."""
+    why = next((f"kernels do not cover {reason}" for reason in map(uncovered, programs) if reason), "")
+    if why:
+        return why
+    from updsl.back.cpp_build import NoCompiler, ready
+
+    try:
+        ready()
+    except NoCompiler as e:
+        warnings.warn(f"rules run in torch, and not in C++ kernels: {e}", stacklevel=2)
+        return str(e)
+    return ""
 
 
 def with_what_is_read(program: Program) -> Program:
@@ -116,12 +137,13 @@ def reads(program: Program) -> Iterator[Ref]:
 
 
 def to_backend(backend: str) -> str:
-    """What "auto" stands for ("torch"), or the backend's own name. Raises UpdslError if there is none of that name."""
+    """The name of a backend as it is; "auto" is what UPDSL_BACKEND names, where that is set. Raises UpdslError if there is none of that name."""
+    if backend == "auto":
+        backend = os.environ.get("UPDSL_BACKEND", "auto")
     if not isinstance(backend, str):
-        raise UpdslError(Diagnostic("unknown-backend", f"a backend is a name, not {backend!r}", help='choose "auto", "torch", "inductor" or "interpret"'))
+        raise UpdslError(Diagnostic("unknown-backend", f"a backend is a name, not {backend!r}", help=CHOOSE))
     if backend in LATER:
-        raise UpdslError(Diagnostic("unknown-backend", f"the backend `{backend}` is not built in this version", help='choose "torch" or "inductor"'))
-    if backend != "auto" and backend not in BACKENDS:
-        help_ = did_you_mean(backend, BACKENDS) or 'choose "auto", "torch", "inductor" or "interpret"'
-        raise UpdslError(Diagnostic("unknown-backend", f"unknown backend `{backend}`", help=help_))
-    return "torch" if backend == "auto" else backend
+        raise UpdslError(Diagnostic("unknown-backend", f"the backend `{backend}` is not built in this version", help='choose "auto"'))
+    if backend not in BACKENDS:
+        raise UpdslError(Diagnostic("unknown-backend", f"unknown backend `{backend}`", help=did_you_mean(backend, BACKENDS) or CHOOSE))
+    return backend

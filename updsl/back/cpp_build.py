@@ -66,16 +66,21 @@ def build(source: str, name: str, speed: str = "-O3") -> ctypes.CDLL:
     """The library of this text, loaded; the same text and speed give the same object. Its files are named after `name`.
 
     Raises NoCompiler where kernels cannot be built, and InternalError for a text that is not C++."""
-    if sys.platform != "linux" or not os.path.exists("/proc/self/maps"):
-        raise NoCompiler(f"C++ kernels are built on Linux only so far, with /proc at hand; this is {platform.system()}")
-    compiler = find_compiler(os.environ.get("CXX", ""), os.environ.get("PATH", os.defpath))
-    flags, openmp = (*FLAGS, speed), find_openmp()
+    compiler, openmp = ready()
+    flags = (*FLAGS, speed)
     key = key_of(source, flags, compiler, openmp)
     if key not in _loaded:
         stem = f"{re.sub(r'[^A-Za-z0-9_]', '_', name)[:80]}-{key[:16]}"
         # Two threads may both come here: they load one file, and setdefault keeps one object.
         _loaded.setdefault(key, _load(source, stem, key, compiler, flags, openmp))
     return _loaded[key]
+
+
+def ready() -> tuple[Compiler, Path]:
+    """The compiler, and the OpenMP runtime. Raises NoCompiler where one is missing."""
+    if sys.platform != "linux" or not os.path.exists("/proc/self/maps"):
+        raise NoCompiler(f"C++ kernels are built on Linux only so far, with /proc at hand; this is {platform.system()}")
+    return find_compiler(os.environ.get("CXX", ""), os.environ.get("PATH", os.defpath)), find_openmp()
 
 
 def key_of(source: str, flags: Sequence[str], compiler: Compiler, openmp: Path) -> str:

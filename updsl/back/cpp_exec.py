@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from updsl.back.torch_names import to_identifier
 from updsl.core import frame
 from updsl.core.frame import Frame, Key, Result, RuleState
 from updsl.core.ir import Every, Program, State, is_shared
-from updsl.core.plan import Plan
+from updsl.core.plan import Plan, Stream, Summary, TensorsOfClass
 from updsl.core.scope import ELEMENT, GROUP
 from updsl.core.straight import blocks_due
 
@@ -25,6 +26,10 @@ CHUNK = 1 << 16
 """Entries of a chunk, about."""
 MOST_PARTS = 64
 """Chunks of a tensor whose columns are added up: each has an array of parts for them."""
+WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bool": 1}
+"""Bytes of an entry."""
+MOST_RUNS = 16
+"""Runs in place that one backend remembers: optimizers that have the same rule and tensors."""
 SERIAL = 1 << 15
 """Up to so many entries in all, one thread does the step."""
 
@@ -59,6 +64,11 @@ class Tables:
         self.counts: list[tuple[np.ndarray, tuple[str, ...], str]] = []
         self.pointers: tuple[ctypes.c_void_p, ...] = ()
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether the last step gave an entry that is not finite."""
+        return any(bool(chunks[:, 4].any()) for chunks in self.chunks)
+
     def ready(self) -> Tables:
         """When all arrays are there."""
         for kind, table, names in zip(self.kernel.code.kinds, self.tensors, self.names, strict=True):
@@ -68,18 +78,22 @@ class Tables:
         return self
 
 
-class Last:
-    """The step before, in place: where it goes on with the same tensors, its tables hold."""
+class Run:
+    """A run of steps in place over the same tensors: where a step goes on from the last, its tables hold. tables: by the blocks that run, each with the weights
+    that it points to."""
 
-    def __init__(self, tables: Tables, state: RuleState, frame: Frame):
-        self.tables, self.state = tables, state
+    def __init__(self, state: RuleState, frame: Frame):
+        self.state = state
         self.names, self.groups = list(frame.g), frame.group_of
         self.dtypes = [x.dtype for x in frame.g.values()]
-        self.w: Mapping[str, Tensor] | None = None
-        self.has_blocks = any(isinstance(s, Every) for p in tables.kernel.plan.programs.values() for s in p.body)
+        self.tables: dict[frozenset[tuple[int, str]], tuple[Tables, Mapping[str, Tensor]]] = {}
 
-    def goes_on(self, state: RuleState, frame: Frame) -> bool:
-        return state is self.state and self.names == list(frame.g) and self.groups == frame.group_of and self.dtypes == [x.dtype for x in frame.g.values()]
+    def goes_on(self, frame: Frame) -> bool:
+        return (
+            self.names == list(frame.g)
+            and (self.groups is frame.group_of or self.groups == frame.group_of)
+            and self.dtypes == [x.dtype for x in frame.g.values()]
+        )
 
 
 class CppBackend:
@@ -91,11 +105,12 @@ class CppBackend:
         self.to_plan, self.build = to_plan, build
         self.torch = TorchBackend(programs, class_of, tensors)
         self.source: dict[str, str] = {}
+        self._has_blocks = any(isinstance(s, Every) for p in self.programs for s in p.body)
         self.writes = any(p.weight is not None for p in self.programs)
         self._plans: dict[tuple, Plan] = {}
         self._kernels: dict[tuple, Kernel] = {}
-        self._tables: dict[tuple, Tables] = {}
-        self._last: Last | None = None
+        self._runs: list[Run] = []
+        self._lock = threading.Lock()
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -106,7 +121,7 @@ class CppBackend:
             return self.torch.step(state, frame)
         frame = dense(frame)
         state = owned(self.torch.started(state, frame))
-        tables = self.tables(state, frame)
+        tables = self.new_tables(state, frame)
         out = {name: torch.empty_like(g) for name, g in frame.g.items() if self.gives(name)}
         weights = {name: torch.empty_like(frame.w[name]) for name in frame.g if self.writes}
         after = RuleState({n: dict(cells) for n, cells in state.values.items()}, state.run + 1, counted(state, frame))
@@ -129,22 +144,29 @@ class CppBackend:
     def step_in_place(self, state: RuleState, frame: Frame) -> Result:
         """One step: `out` into the gradients of the frame (if the rule gives one), new weights into its weights, states into their own memory: the state
         before is gone. Everything that can fail is done before the first entry is written."""
-        last = self._last
-        if last is None or not last.goes_on(state, frame):
-            state = owned(self.torch.started(state, frame))
-            last = self._last = Last(self.tables(state, frame), state, frame)
-            point_to_states(last.tables, state, state, frame)
-        elif last.has_blocks and (tables := self.tables(state, frame)) is not last.tables:
-            last = self._last = Last(tables, state, frame)
-            point_to_states(tables, state, state, frame)
-        point_to_gradients(last.tables, frame, frame.g)
-        if last.w is not frame.w:
-            point_to_weights(last.tables, frame, frame.w)
-            last.w = frame.w
-        after = RuleState(state.values, state.run + 1, counted(state, frame))
-        watches = self.run(last.tables, frame, after, in_place=True)
-        last.state = after
-        return Result(dict(frame.g), dict(frame.w) if self.writes else None, watches, after)
+        run = next((r for r in self._runs if r.state is state), None)
+        if run is None or not run.goes_on(frame):
+            run = self.new_run(owned(self.torch.started(state, frame)), frame)
+        running = self.running(state, frame)
+        tables, w = run.tables.get(running, (None, None))
+        if tables is None:
+            tables = self.new_tables(run.state, frame)
+            point_to_states(tables, run.state, run.state, frame)
+        if w is not frame.w:
+            point_to_weights(tables, frame, frame.w)
+            run.tables[running] = tables, frame.w
+        point_to_gradients(tables, frame, frame.g)
+        after = RuleState(run.state.values, state.run + 1, counted(state, frame))
+        result = Result(dict(frame.g), dict(frame.w) if self.writes else None, {}, after)
+        watches = self.run(tables, frame, after, in_place=True)
+        run.state = after
+        return replace(result, watches=watches, overflowed=tables.overflowed)
+
+    def new_run(self, state: RuleState, frame: Frame) -> Run:
+        """In the place of the oldest, where there are many."""
+        with self._lock:
+            self._runs = [*self._runs[-MOST_RUNS + 1 :], Run(state, frame)]
+            return self._runs[-1]
 
     def takes(self, frame: Frame) -> bool:
         """Whether the tensors are memory of the host, as kernels need it."""
@@ -157,18 +179,21 @@ class CppBackend:
 
     # --- kernels and tables ------------------------------------------------------------------------------------------
 
-    def tables(self, state: RuleState, frame: Frame) -> Tables:
+    def running(self, state: RuleState, frame: Frame) -> frozenset[tuple[int, str]]:
+        """The blocks that run on the step after `state`."""
+        if not self._has_blocks:
+            return frozenset()
+        return blocks_due({c: self.programs[c] for c in {self.class_of[name] for name in frame.g}}, state.run + 1)
+
+    def new_tables(self, state: RuleState, frame: Frame) -> Tables:
         """For these tensors, of these types, in these groups, with the blocks that run on this step."""
         kinds: dict[tuple, list[str]] = {}
         for name in frame.g:
             kinds.setdefault(self.signature(name, state, frame), []).append(name)
         programs = {c: self.programs[c] for c in sorted({self.class_of[name] for name in frame.g})}
-        running = blocks_due(programs, state.run + 1)
-        key = (running, tuple((signature, tuple(names)) for signature, names in kinds.items()), tuple(frame.group_of[name] for name in frame.g))
-        if key not in self._tables:
-            kernel = self.kernel(programs, running, tuple(kinds))
-            self._tables[key] = self.laid_out(kernel, tuple(map(tuple, kinds.values())), frame)
-        return self._tables[key]
+        with self._lock:
+            kernel = self.kernel(programs, self.running(state, frame), tuple(kinds))
+        return self.laid_out(kernel, tuple(map(tuple, kinds.values())), frame.group_of)
 
     def signature(self, name: str, state: RuleState, frame: Frame) -> tuple:
         """The class of a tensor, and the types of its arrays."""
@@ -177,11 +202,34 @@ class CppBackend:
         if name in frame.w:
             dtypes.append(("w", "", dtype_name(frame.w[name])))
         for s in self.programs[owner].states:
-            dtypes.append(("state", s.name, dtype_name(state.values[s.name][key_of(s, name, frame)])))
+            dtypes.append(("state", s.name, dtype_name(state.values[s.name][key_of(s, name, frame.group_of)])))
         for i in self.programs[owner].inputs:
             if i.type.scope == ELEMENT:
                 dtypes.append(("input", i.name, dtype_name(frame.inputs[i.name][name])))
         return owner, tuple(dtypes)
+
+    def summary(self, dtypes: Mapping[str, tuple[str, str]], group_of: Mapping[str, int]) -> Summary:
+        """The plan of the first step for tensors of these types (of the gradient, and of the weight)."""
+        programs = {c: self.programs[c] for c in sorted(set(self.class_of.values()))}
+        plan = self.to_plan(programs, blocks_due(programs, 1))
+        kinds: dict[tuple, list[str]] = {}
+        for name in self.class_of:
+            kinds.setdefault((self.class_of[name], *dtypes[name]), []).append(name)
+        made = [Kind(c, programs[c], default_dtypes(programs[c], g, w)) for c, g, w in kinds]
+        code = generate(plan, made, "")
+        tables = self.laid_out(Kernel(plan, code, None), tuple(map(tuple, kinds.values())), group_of)
+        classes = []
+        for kind, names in zip(made, kinds.values(), strict=True):
+            numel = sum(self.tensors[n].numel for n in names)
+            streams = {stream for s in plan.sweeps_of(kind.owner) for stream in (*s.reads, *(store.stream for store in s.stores))}
+            size = sum(self.cells(s, n) * WIDTHS[kind.dtypes["state", s.name]] for s in kind.program.states if not is_shared(s.type) for n in names)
+            classes.append(TensorsOfClass(kind.owner, numel, {s: WIDTHS[kind.dtypes[dtype_key(s)]] for s in streams}, size))
+        return Summary(plan, tuple(classes), 1, sum(x.nbytes for x in tables.held))
+
+    def cells(self, s: State, name: str) -> int:
+        """How many values a state has for a tensor."""
+        rows, cols = self.tensors[name].grid
+        return {"element": rows * cols, "row": rows, "column": cols, "block": -(-rows * cols // (s.type.scope.size or 1))}.get(s.type.scope.name, 1)
 
     def kernel(self, programs: Mapping[int, Program], running: frozenset[tuple[int, str]], signatures: tuple[tuple, ...]) -> Kernel:
         key = (running, signatures)
@@ -200,13 +248,13 @@ class CppBackend:
             self._kernels[key] = Kernel(plan, code, step)
         return self._kernels[key]
 
-    def laid_out(self, kernel: Kernel, names: tuple[tuple[str, ...], ...], frame: Frame) -> Tables:
+    def laid_out(self, kernel: Kernel, names: tuple[tuple[str, ...], ...], group_of: Mapping[str, int]) -> Tables:
         """Tables for these tensors, but for what changes from step to step."""
-        groups = tuple(sorted(frame.group_of[n] for n in frame.group_of))
+        groups = tuple(sorted(group_of[n] for n in group_of))
         groups = tuple(dict.fromkeys(groups))
-        stored = stored_states(kernel, names, frame)
+        stored = stored_states(kernel, names, group_of)
         made = Tables(kernel, names, groups, [], [], empty(kernel.code.group, len(groups)), empty(kernel.code.model, 1), stored)
-        present = {frame.group_of[n] for n in frame.g}
+        present = {group_of[n] for own in names for n in own}
         for kind, own in zip(kernel.code.kinds, names, strict=True):
             table, chunks = empty(kind.table, len(own)), []
             for i, name in enumerate(own):
@@ -214,7 +262,7 @@ class CppBackend:
                 numel = rows * cols
                 mine = list(chunks_of(kind, rows, cols))
                 row = table[i]
-                sizes = {"rows": rows, "cols": cols, "numel": numel, "group": groups.index(frame.group_of[name]), "chunks": len(mine), "first": len(chunks)}
+                sizes = {"rows": rows, "cols": cols, "numel": numel, "group": groups.index(group_of[name]), "chunks": len(mine), "first": len(chunks)}
                 sizes["blocks"] = -(-numel // kind.block) if kind.block else 0
                 for field_, (_, (what, of)) in kind.table.fields.items():
                     match what:
@@ -230,10 +278,10 @@ class CppBackend:
                             cells = {"row": rows, "column": cols, "block": sizes["blocks"]}[what.split()[-1]]
                             real = kind.kind.real if what.startswith("real") else "double"
                             row[field_] = held(made, np.zeros(cells, np.float32 if real == "float" else np.float64))
-                chunks += [(i, n, begin, end) for n, (begin, end) in enumerate(mine)]
+                chunks += [(i, n, begin, end, 0) for n, (begin, end) in enumerate(mine)]
             made.tensors.append(table)
-            made.chunks.append(np.array(chunks, np.int64).reshape(-1, 4))
-        sizes = {"groups": len(groups), "parallel": sum(self.tensors[n].numel for n in frame.g) > SERIAL}
+            made.chunks.append(np.array(chunks, np.int64).reshape(-1, 5))
+        sizes = {"groups": len(groups), "parallel": sum(self.tensors[n].numel for own in names for n in own) > SERIAL}
         for field_, (_, (what, of)) in kernel.code.model.fields.items():
             match what:
                 case "size" if of in sizes:
@@ -255,9 +303,11 @@ class CppBackend:
         self.fill_shared(tables.kernel.code.group, tables.group, tables.groups, frame, after)
         self.fill_shared(tables.kernel.code.model, tables.model, ("",), frame, after)
         tables.model["in_place"] = in_place
+        watches, fill = self.watches(tables)
         tables.kernel.step(*tables.pointers)
+        fill()
         del held
-        return self.watches(tables)
+        return watches
 
     def fill_shared(self, table: Table, into: np.ndarray, keys: Sequence[Key], frame: Frame, after: RuleState) -> None:
         """What is given for groups, or for the model."""
@@ -276,29 +326,37 @@ class CppBackend:
                 case "input":
                     into[field_] = [float(frame.inputs[of][key]) if key in frame.inputs[of] else 0.0 for key in keys]
 
-    def watches(self, tables: Tables) -> dict[str, Any]:
-        """label → 0-d tensor (scope all), or key → 0-d tensor."""
+    def watches(self, tables: Tables) -> tuple[dict[str, Any], Callable[[], None]]:
+        """label → 0-d tensor (scope all), or key → 0-d tensor; and what fills them in after the step, in which nothing can fail."""
         real = torch.float64 if any(kind.kind.real == "double" for kind in tables.kernel.code.kinds) else torch.float32
         found: dict[str, Any] = {}
+        filled: list[tuple[np.ndarray, np.ndarray, str]] = []
 
-        def numbers(values: np.ndarray) -> tuple[Tensor, ...]:
-            return torch.from_numpy(values.astype(np.float64)).to(real).unbind()
+        def numbers(table: np.ndarray, field_: str) -> tuple[Tensor, ...]:
+            made = torch.empty(len(table), dtype=real)
+            filled.append((made.numpy(), table, field_))
+            return made.unbind()
 
         for kind, table, names in zip(tables.kernel.code.kinds, tables.tensors, tables.names, strict=True):
             for field_, (_, (what, of)) in kind.table.fields.items():
                 if what == "watch":
-                    found.setdefault(of, {}).update(zip(names, numbers(table[field_]), strict=True))
+                    found.setdefault(of, {}).update(zip(names, numbers(table, field_), strict=True))
         for field_, (_, (what, of)) in tables.kernel.code.group.fields.items():
             if what == "watch":
-                cells = dict(zip(tables.groups, numbers(tables.group[field_]), strict=True))
-                found[of] = {key: x for key, x in cells.items() if tables.group["present"][tables.groups.index(key)]}
+                cells = zip(tables.groups, numbers(tables.group, field_), tables.group["present"], strict=True)
+                found[of] = {key: x for key, x, present in cells if present}
         for field_, (_, (what, of)) in tables.kernel.code.model.fields.items():
             if what == "watch":
-                (found[of],) = numbers(tables.model[field_])
-        return found
+                (found[of],) = numbers(tables.model, field_)
+
+        def fill() -> None:
+            for into, table, field_ in filled:
+                into[:] = table[field_]
+
+        return found, fill
 
 
-def stored_states(kernel: Kernel, names: tuple[tuple[str, ...], ...], frame: Frame) -> frozenset[tuple[str, Key]]:
+def stored_states(kernel: Kernel, names: tuple[tuple[str, ...], ...], group_of: Mapping[str, int]) -> frozenset[tuple[str, Key]]:
     """The states that a step stores: name and key."""
     found: set[tuple[str, Key]] = set()
     for kind, own in zip(kernel.code.kinds, names, strict=True):
@@ -306,7 +364,7 @@ def stored_states(kernel: Kernel, names: tuple[tuple[str, ...], ...], frame: Fra
         stored = [s.stream.name for sweep in kernel.plan.sweeps_of(owner) for s in sweep.stores if s.stream.role == "state"]
         stored += [r.name for r in kernel.plan.leaving.get(owner, ()) if r.role == "state"]
         stored += [r.name for (_, classes), roots in kernel.plan.joint.items() if owner in classes for r in roots if r.role == "state"]
-        found |= {(name, key_of(states[name], n, frame)) for name in stored for n in own}
+        found |= {(name, key_of(states[name], n, group_of)) for name in stored for n in own}
     return frozenset(found)
 
 
@@ -334,7 +392,7 @@ def point_to_states(tables: Tables, state: RuleState, after: RuleState, frame: F
         for field_, (_, (what, of)) in kind.table.fields.items():
             if what in ("old state", "state", "new state", "new"):
                 cells = (after if what.startswith("new") else state).values[of]
-                table[field_] = [cells[key_of(states[of], n, frame)].data_ptr() for n in names]
+                table[field_] = [cells[key_of(states[of], n, frame.group_of)].data_ptr() for n in names]
     for own, into, keys in ((tables.kernel.code.group, tables.group, tables.groups), (tables.kernel.code.model, tables.model, ("",))):
         for field_, (_, (what, of)) in own.fields.items():
             if what in ("state", "new"):
@@ -380,15 +438,27 @@ def is_plain(x: Tensor) -> bool:
     return type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
+def default_dtypes(program: Program, g: str, w: str) -> dict[tuple[str, str], str]:
+    """The types of a tensor's arrays where the gradient and the weight have these."""
+    real = "float32" if WIDTHS[g] == 2 else g
+    states = {("state", s.name): "bool" if s.type.boolean else s.dtype or real for s in program.states}
+    return {("g", ""): g, ("w", ""): w} | states | {("input", i.name): g for i in program.inputs if i.type.scope == ELEMENT}
+
+
+def dtype_key(s: Stream) -> tuple[str, str]:
+    """What has the type of a stream."""
+    return {"g": ("g", ""), "out": ("g", ""), "w": ("w", "")}.get(s.role, (s.role, s.name))
+
+
 def dtype_name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def key_of(s: State, name: str, frame: Frame) -> Key:
+def key_of(s: State, name: str, group_of: Mapping[str, int]) -> Key:
     """Under which the state of a tensor is kept."""
     if not is_shared(s.type):
         return name
-    return frame.group_of[name] if s.type.scope == GROUP else ""
+    return group_of[name] if s.type.scope == GROUP else ""
 
 
 def attribute(name: str, shape: tuple[int, ...]) -> float:

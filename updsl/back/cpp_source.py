@@ -121,7 +121,7 @@ class Writer:
             PRELUDE.strip(),
             f"typedef {wide} wide;",
             "",
-            "struct Chunk { i64 tensor, number, begin, end; };",
+            "struct Chunk { i64 tensor, number, begin, end, bad; };",
             *structs,
             "",
             *sizes,

@@ -80,13 +80,15 @@ class Sweeping:
         added = f"; adds up {', '.join(name for name, _ in s.partials)}" if s.partials else ""
         stores = f"; stores {', '.join(str(store.stream) for store in s.stores)}" if s.stores else ""
         yield f"// sweep {level}: reads {reads}{added}{stores}"
-        yield f"static void sweep{level}_{self.kind.n}(Model& M, Group* G, Tensor{self.kind.n}& T, const Chunk& K) {{"
+        yield f"static void sweep{level}_{self.kind.n}(Model& M, Group* G, Tensor{self.kind.n}& T, Chunk& K) {{"
         yield from indented(self.body())
         yield "}"
         yield ""
 
     def body(self) -> Iterator[str]:
         yield f"typedef {self.kind.kind.real} real;"
+        if self.given_out:
+            yield "int bad = K.bad = 0;"
         if self.sweep.idle is not None:
             yield f"if ((M.in_place != 0) & (T.{self.kind.value(self.sweep.idle, TENSOR)} != 0)) return;"
         yield from self.constants()
@@ -106,6 +108,13 @@ class Sweeping:
             yield from self.finished(a)
         for a in columns:
             yield from self.columns_finished(a)
+        if self.given_out:
+            yield "K.bad = bad;"
+
+    @property
+    def given_out(self) -> bool:
+        """Whether the sweep stores what the step gives; then it counts the entries that are not finite."""
+        return any(s.stream.role != "state" for s in self.sweep.stores)
 
     def accumulations(self, wanted) -> tuple[Accumulation, ...]:
         return tuple(a for a in self.made if wanted(a))
@@ -158,7 +167,14 @@ class Sweeping:
         for a in self.made:
             yield from indented(self.added(a))
         for s in self.sweep.stores:
-            yield f"{DEPTH}{self.names.of(('stored', s.stream), '')}[j] = store<{self.dtype(s.stream)}>({self.express.outer(s.expr)});"
+            place, value = f"{self.names.of(('stored', s.stream), '')}[j]", f"store<{self.dtype(s.stream)}>({self.express.outer(s.expr)})"
+            if s.stream.role == "state":
+                yield f"{DEPTH}{place} = {value};"
+            else:
+                name = self.names.of(("given", s.stream), str(s.stream))
+                yield f"{DEPTH}const {self.dtype(s.stream)} {name} = {value};"
+                yield f"{DEPTH}bad += !is_finite(load({name}));"
+                yield f"{DEPTH}{place} = {name};"
         yield "}"
         for a in cells:
             yield from self.finished(a)
@@ -183,7 +199,7 @@ class Sweeping:
             yield f"const {type_} {self.names.of(('value', b.name), b.name)} = {self.express.outer(b.expr)};"
 
     def clauses(self, made: Iterable[Accumulation]) -> str:
-        signs: dict[str, list[str]] = {}
+        signs: dict[str, list[str]] = {"+": ["bad"]} if self.given_out else {}
         for a in made:
             for slot, sign in zip(self.slots[id(a)], a.kind.signs, strict=True):
                 if sign:

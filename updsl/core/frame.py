@@ -70,9 +70,10 @@ class Frame:
 @dataclass
 class Result:
     """What one step gives: new arrays, nothing changed in place. weights is None unless the rule writes w. watches: label → 0-d array (scope all) or
-    key → 0-d array (tensor, group)."""
+    key → 0-d array (tensor, group). overflowed: whether an entry of the new weights, or else of out, is not finite; None where nobody looked."""
 
     out: dict[str, Array]
     weights: dict[str, Array] | None
     watches: dict[str, Any]
     state: RuleState
+    overflowed: bool | None = None

@@ -102,3 +102,64 @@ class Plan:
         return sum(
             sum(map(width, s.reads)) + sum(width(store.stream) for store in s.stores) for s in self.sweeps_of(owner) if not (idle and s.idle is not None)
         )
+
+
+@dataclass(frozen=True)
+class TensorsOfClass:
+    """How many entries the tensors of a class have in all, and how many bytes an entry of each of their streams, and of the state that is kept for it, has."""
+
+    owner: int
+    numel: int
+    widths: Mapping[Stream, int]
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A Plan for the tensors of a model. launches: kernels, or parallel regions, of a step. workspace_bytes: memory beside tensors and states. collectives: 0,
+    on one device."""
+
+    plan: Plan
+    classes: tuple[TensorsOfClass, ...]
+    launches: int
+    workspace_bytes: int
+    collectives: int = 0
+
+    @property
+    def sweeps(self) -> int:
+        """Passes over memory of a step."""
+        return self.plan.sweeps
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Memory traffic of a step, read and written, over the number of parameters."""
+        return self._mean(lambda c: self.plan.bytes_of(c.owner, c.widths.__getitem__))
+
+    @property
+    def idle_bytes_per_parameter(self) -> float:
+        """The same of a step that changes no gradient, and so leaves out the sweeps that would store them as they are."""
+        return self._mean(lambda c: self.plan.bytes_of(c.owner, c.widths.__getitem__, idle=True))
+
+    @property
+    def state_bytes_per_parameter(self) -> float:
+        """Memory of the states, over the number of parameters."""
+        return self._mean(lambda c: c.state_bytes / c.numel)
+
+    def _mean(self, of: Callable[[TensorsOfClass], float]) -> float:
+        return sum(of(c) * c.numel for c in self.classes) / sum(c.numel for c in self.classes)
+
+    def __str__(self) -> str:
+        lines = []
+        for c in self.classes:
+            lines.append(f"{c.numel} parameters:")
+            for n, s in enumerate(self.plan.sweeps_of(c.owner), 1):
+                reads = ", ".join(f"{stream} ({c.widths[stream]} B)" for stream in s.reads) or "nothing"
+                stores = ", ".join(f"{store.stream} ({c.widths[store.stream]} B)" for store in s.stores)
+                added = ", ".join(name for name, _ in s.partials)
+                lines.append(f"  sweep {n}: reads {reads}" + (f"; adds up {added}" if added else "") + (f"; stores {stores}" if stores else ""))
+                if s.idle is not None:
+                    lines[-1] += "; left out where that changes nothing"
+        idle = f" ({self.idle_bytes_per_parameter:g} where nothing changes)" if self.idle_bytes_per_parameter < self.bytes_per_parameter else ""
+        lines.append(f"{self.sweeps} sweeps, {self.bytes_per_parameter:g} bytes a parameter{idle}, {self.launches} launches, {self.collectives} collectives")
+        lines.append(f"state: {self.state_bytes_per_parameter:g} bytes a parameter; workspace: {self.workspace_bytes} bytes")
+        return "\n".join(lines)

@@ -17,9 +17,9 @@ NAME = "(idle)"
 
 def with_idle(programs: Programs) -> tuple[Programs, Mapping[int, str]]:
     """The Programs with a binding that says where `out` is g itself, and its name, for the classes that give nothing else for each entry."""
-    found = {c: condition(p) for c, p in programs.items()}
-    made = {c: p if found[c] is None else replace(p, body=(*p.body, Binding(NAME, found[c]))) for c, p in programs.items()}
-    return made, {c: NAME for c, e in found.items() if e is not None}
+    found = {c: e for c, p in programs.items() if (e := condition(p)) is not None}
+    made = {c: replace(p, body=(*p.body, Binding(NAME, found[c]))) if c in found else p for c, p in programs.items()}
+    return made, dict.fromkeys(found, NAME)
 
 
 def condition(program: Program) -> Expr | None:

@@ -91,8 +91,8 @@ class Lift:
             case Reduce() if is_of_one(e):
                 return self.coarse(of_one(e), whole)
             case Reduce():
-                e = self.reduced(e)
-                return e if whole else self.bound(e, e.op)
+                made = self.reduced(e)
+                return made if whole else self.bound(made, e.op)
             case _:
                 return rebuild(e, tuple(self.coarse(a) for a in children(e)))
 

@@ -18,6 +18,11 @@ def is_tensor(x: Any) -> bool:
     return hasattr(x, "layout") and hasattr(x, "detach")
 
 
+def dtype_name(x: Any) -> str:
+    """ "float32" of torch.float32."""
+    return str(x.dtype).removeprefix("torch.")
+
+
 def supported(x: Any, what: str) -> None:
     """Raises UpdslError for an array that rules do not run on: integer, boolean, complex, sparse, quantized, or of 8 bits."""
     if is_tensor(x):

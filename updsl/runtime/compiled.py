@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from updsl.core.frame import Frame, Result
+from updsl.core.plan import Summary
 from updsl.pipeline import Engine, InPlace
 from updsl.runtime import arrays
 from updsl.runtime.bind import frame, named, numbers
@@ -64,6 +65,15 @@ class Compiled:
     def source(self) -> dict[str, str]:
         """{file name: text} of the generated code."""
         return self._engine.source
+
+    @property
+    def plan(self) -> Summary | None:
+        """How a step goes through memory: sweeps, bytes_per_parameter, idle_bytes_per_parameter, launches, state_bytes_per_parameter, workspace_bytes; as text,
+        sweep by sweep. Of the first step, where that depends on the step. None where torch runs the rule."""
+        run, here = self._engine.run, self.state.layout
+        if not hasattr(run, "summary"):
+            return None
+        return run.summary({name: (arrays.dtype_name(self.params[name]),) * 2 for name in here.shapes}, here.group_of)
 
     def set(self, **params: Any) -> None:
         """Values of parameters from the next step on. Raises UpdslError, and sets none, if one is unknown, constant, of the wrong type or out of bounds."""

@@ -12,7 +12,7 @@ import torch
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.frame import Frame, Result, RuleState, Tensor
 from updsl.core.scope import Scope
-from updsl.pipeline import Engine, to_backend
+from updsl.pipeline import Engine, InPlace, to_backend
 from updsl.runtime import arrays
 from updsl.runtime.bind import Group, Layout, frame, group_entries, layout, named, reads_names, unnamed
 from updsl.runtime.commit import uninterrupted, writable
@@ -24,6 +24,8 @@ from updsl.runtime.reference import over_tensors
 from updsl.runtime.rule import Rule, from_samples
 from updsl.runtime.state import same_rule
 
+IN_PLACE = ("skip", "raise", "propagate")
+"""The policies under which a step may write in place."""
 FLOATS = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
 
@@ -39,10 +41,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A step that is computed and not yet written."""
+    """A step that is computed and not yet written; or, without a result, one that writes in place when it is committed. finite: what the policy saw."""
 
     frame: Frame
-    result: Result
+    result: Result | None
+    finite: Any
 
 
 class Driver:
@@ -166,12 +169,20 @@ class Driver:
         if admitted is None:
             self.inputs = {}
             return None
+        if scale is None and self.writes_in_place(engine, admitted, in_place):
+            return Stepped(admitted, None, finite)
         result = self.guard.review(self.state, admitted, engine.run.step(self.state, admitted), finite)
         if result is None:
             self.guard.settle()
             self.inputs = {}
             return None
-        return Stepped(now, result)
+        return Stepped(now, result, finite)
+
+    def writes_in_place(self, engine: Engine, now: Frame, gradients: bool) -> bool:
+        """Whether the step can write what the caller is to write: the gradients, or else the weights alone. Not where the policy works on copies."""
+        if not isinstance(engine.run, InPlace) or self.guard.policy not in IN_PLACE or not engine.run.steps_in_place(now):
+            return False
+        return gradients or all(p.weight is not None and not p.returns for p in engine.elaborated.programs)
 
     def gradients(self, here: Layout) -> dict[str, torch.Tensor]:
         """The gradients of the tensors that take part."""
@@ -201,9 +212,20 @@ class Driver:
     def commit(self, stepped: Stepped, write: Callable[[], None]) -> None:
         """Write the step, by `write` and here: all of it, or on an exception none."""
         with uninterrupted():
-            write()
+            result = stepped.result
+            if result is None:
+                result = self._step_in_place(stepped)
+            else:
+                write()
             self.guard.settle()
-            self.state, self.watches, self.inputs = stepped.result.state, stepped.result.watches, {}
+            self.state, self.watches, self.inputs = result.state, result.watches, {}
+
+    def _step_in_place(self, stepped: Stepped) -> Result:
+        run = self.engine(self.layout()).run
+        assert isinstance(run, InPlace)
+        result = run.step_in_place(self.state, stepped.frame)
+        self.guard.count_overflow(stepped.finite, bool(result.overflowed))
+        return result
 
     # --- the state's place in the optimizers' ------------------------------------------------------------------------
 

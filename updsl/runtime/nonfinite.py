@@ -67,13 +67,17 @@ class Guard:
         if finite is None:
             return result
         made = result.weights if result.weights is not None else {name: x for name, x in result.out.items() if x is not frame.g[name]}
-        overflowed = ~all_finite(made.values())
-        self._counted = *self._counted[:2], self.overflowed + (overflowed & finite if self.policy == "mask" else overflowed)
+        self.count_overflow(finite, ~all_finite(made.values()))
         if self.policy != "mask":
             return result
         if has_all(state, result.state):
             return masked(state, frame, result, finite)
         return result if bool(finite) else None
+
+    def count_overflow(self, finite: Any, overflowed: Any) -> None:
+        """A step that was finite (None: not looked at), and whether it gave what is not."""
+        if finite is not None:
+            self._counted = *self._counted[:2], self.overflowed + (overflowed & finite if self.policy == "mask" else overflowed)
 
     def settle(self) -> None:
         """Count the step: it is done, or skipped. There is no operation of torch here, which might fail."""

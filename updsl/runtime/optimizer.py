@@ -106,8 +106,10 @@ class Optimizer(torch.optim.Optimizer):
             return
         names = list(stepped.frame.g)
         targets = [driver.members()[name].parameter for name in names]
-        weights = stepped.result.weights
-        if weights is not None:
+        weights = None if stepped.result is None else stepped.result.weights
+        if stepped.result is None:
+            driver.commit(stepped, lambda: None)
+        elif weights is not None:
             driver.commit(stepped, lambda: write(targets, [weights[name] for name in names]))
         elif names:
             moves = [moved(stepped, name) for name in names]
@@ -149,6 +151,7 @@ def not_negative(lr: Any) -> Any:
 
 def moved(stepped: Stepped, name: str) -> torch.Tensor:
     """−lr·out, in float32 for 16-bit tensors."""
+    assert stepped.result is not None
     out = stepped.result.out[name]
     lr = stepped.frame.lr[stepped.frame.group_of[name]]
     return (out.float() if out.element_size() < 4 else out) * -lr

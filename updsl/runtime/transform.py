@@ -241,7 +241,8 @@ class Handle:
         else:
             names = tuple(stepped.frame.g)
             targets = [self.driver.gradient(name) for name in names]
-            self.driver.commit(stepped, lambda: write(targets, [stepped.result.out[name] for name in names]))
+            out = {} if stepped.result is None else stepped.result.out
+            self.driver.commit(stepped, lambda: write(targets, [out[name] for name in names]))
             self._present, self._untouched = names, {}
             if scale is not None:
                 optimizer.grad_scale = None  # type: ignore[attr-defined]

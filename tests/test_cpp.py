@@ -1,0 +1,298 @@
+"""C++ kernels: the numbers of the interpreter, the same bits on any number of threads, and a step that touches no more memory than its plan says."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import test_conformance as conformance
+import torch
+from agreement import furthest, run
+from hypothesis import Phase, given, seed, settings
+from strategies import Case, cases
+from test_plan import J1, J2, J3, rule_of
+
+import updsl
+from updsl import pipeline
+from updsl.back import cpp_build
+from updsl.back.cpp_covers import uncovered
+from updsl.core.frame import Tensor
+
+GENERATED = Path(__file__).parent / "data" / "generated"
+JOBS = {"j1": J1, "j2": J2, "j3": J3}
+SHAPES = {"a.weight": (40, 30), "b.bias": (50,), "lm_head.weight": (3, 4, 5), "d": ()}
+QUICK = ("adafactor", "adagc", "lamb", "sinkgd", "stable_spam", "clip_z", "zclip")
+"""Rules of every kind: rows and columns, values of the model, blocks every few steps, states that are stored early."""
+
+
+def is_covered(rule: updsl.Rule) -> bool:
+    tensors = [Tensor(n, s) for n, s in SHAPES.items()]
+    found = pipeline.elaborate(rule.module, tensors, rule.params, frozenset(), True)
+    return not any(uncovered(pipeline.with_what_is_read(p)) for p in found.programs)
+
+
+def normal(*shape: int, salt: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(salt), dtype=torch.float64) * scale).to(dtype)
+
+
+def inputs_of(rule: updsl.Rule, salt: int, dtype: torch.dtype) -> dict[str, Any]:
+    given_: dict[str, Any] = {}
+    for k, (name, kind) in enumerate(rule.inputs.items()):
+        given_[name] = 1.0 + k if kind == "all" else {n: normal(*s, salt=salt + k, dtype=dtype) for n, s in SHAPES.items()}
+    return given_
+
+
+def steps_of(rule: updsl.Rule, backend: str, dtype: torch.dtype, steps: int = 4) -> list[tuple[dict, dict, dict]]:
+    """(gradients after the step, weights, watches) of some steps in place, the third a spike, the last without one tensor."""
+    params = {n: normal(*s, salt=i, dtype=dtype) for i, (n, s) in enumerate(SHAPES.items())}
+    y = updsl.compile(rule, params, backend=backend, lr=0.1)
+    assert y.backend == backend
+    made = []
+    for t in range(steps):
+        g = {n: normal(*s, salt=100 * t + i, scale=10.0 if t == 2 else 1.0, dtype=dtype) for i, (n, s) in enumerate(SHAPES.items())}
+        if t == steps - 1:
+            del g["b.bias"]
+        watches = y.step(g, **inputs_of(rule, 1000 * t, dtype))
+        made.append(({n: x.clone() for n, x in g.items()}, {n: p.clone() for n, p in params.items()}, watches))
+    return made
+
+
+def compared(rule: updsl.Rule, other: str, dtype: torch.dtype) -> float:
+    """The largest difference, relative to each tensor's largest entry."""
+    worst = 0.0
+    for mine, theirs in zip(steps_of(rule, "cpp", dtype), steps_of(rule, other, dtype), strict=True):
+        for a, b in zip(mine[:2], theirs[:2], strict=True):
+            for n, x in b.items():
+                worst = max(worst, float((a[n].double() - x.double()).abs().max() / x.double().abs().max().clamp_min(1e-30)))
+        assert mine[2].keys() == theirs[2].keys()
+    return worst
+
+
+def check_rule(name: str) -> None:
+    rule = updsl.load(name)
+    assert compared(rule, "interpret", torch.float64) <= 1e-9
+    assert compared(rule, "torch", torch.float32) <= 2e-5
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_rules_of_every_kind(name: str) -> None:
+    check_rule(name)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", updsl.library())
+def test_every_rule_of_the_library(name: str) -> None:
+    if is_covered(updsl.load(name)):
+        check_rule(name)
+
+
+@pytest.mark.parametrize("number", [pytest.param(n, marks=() if n % 20 == 0 else pytest.mark.nightly) for n in range(len(conformance.SUITE["programs"]))])
+def test_conformance_programs(number: int) -> None:
+    conformance.check_program(conformance.SUITE["programs"][number], "cpp")
+
+
+@pytest.mark.parametrize("number", [pytest.param(n, marks=() if n % 10 == 0 else pytest.mark.nightly) for n in range(len(conformance.SUITE["points"]))])
+def test_conformance_points(number: int) -> None:
+    conformance.test_points(conformance.SUITE["points"][number], "cpp")
+
+
+def check_case(case: Case) -> None:
+    rule = updsl.parse(case.text)
+    given_ = [run(rule, backend, case.weights, case.steps, case.lr, case.groups, case.seed) for backend in ("cpp", "interpret")]
+    worst, where = furthest(*given_, True)
+    assert worst <= 1e-9, f"{where}: {worst:.1e}"
+
+
+def random_programs(number: int, size: int) -> None:
+    """`size` programs from a seed, in kernels (torch, where they are not covered) and in the interpreter."""
+    test = given(cases())(check_case)
+    seed(number)(settings(max_examples=size, database=None, phases=(Phase.generate,))(test))()
+
+
+def test_random_programs() -> None:
+    random_programs(200, 12)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("number", range(20))
+def test_two_thousand_random_programs(number: int) -> None:
+    random_programs(number, 100)
+
+
+# --- memory and threads ----------------------------------------------------------------------------------------------
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    return x.view(torch.int32)
+
+
+@pytest.mark.parametrize("text", JOBS.values(), ids=JOBS)
+def test_the_same_bits_on_one_thread_and_on_two_and_from_run_to_run(text: str) -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            params = {"x": normal(700, 500, salt=1), "y": normal(300, salt=2)}
+            y = updsl.compile(rule_of(text), params, backend="cpp", lr=0.01)
+            for t in range(3):
+                g = {"x": normal(700, 500, salt=3 + t), "y": normal(300, salt=9 + t)}
+                y.step(g)
+            states = [x for cells in y.state.values.values() for x in cells.values()]
+            found.append([bits(x) for x in (*g.values(), *params.values(), *states) if isinstance(x, torch.Tensor)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_states_and_gradients_are_written_where_they_lie() -> None:
+    params = {"x": normal(64, 64, salt=1)}
+    y = updsl.compile(updsl.parse(J1), params, backend="cpp")
+    g = {"x": normal(64, 64, salt=2)}
+    y.step(g)
+    (state,) = [x for cells in y.state.values.values() for x in cells.values()]
+    places = state.data_ptr(), g["x"].data_ptr()
+    before = state.clone()
+    y.step(g)
+    assert (next(iter(y.state.values["ema.m"].values())).data_ptr(), g["x"].data_ptr()) == places
+    assert not torch.equal(state, before)
+
+
+def test_a_step_that_changes_nothing_writes_nothing() -> None:
+    """The gradient's memory may be read-only then."""
+    rule = updsl.parse("clip norm > 1e6 per all")
+    source = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
+    source.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        g = {"x": torch.from_numpy(source)}
+    y = updsl.compile(rule, {"x": torch.zeros(64, 64)}, backend="cpp")
+    assert y.plan.idle_bytes_per_parameter == 4
+    y.step(g)
+    assert np.array_equal(g["x"].numpy(), source)
+
+
+def test_the_plan_is_told() -> None:
+    y = updsl.compile(updsl.parse(J1), {"x": torch.zeros(64, 32), "y": torch.zeros(8, 8)}, backend="cpp")
+    assert (y.plan.sweeps, y.plan.bytes_per_parameter, y.plan.launches, y.plan.state_bytes_per_parameter) == (2, 20, 1, 4)
+    assert "20 bytes a parameter" in str(y.plan)
+    assert y.plan.workspace_bytes > 0
+
+
+def test_gradients_that_are_not_dense_rows_are_written_too() -> None:
+    dense, strided = normal(6, 4, salt=1), normal(4, 6, salt=5).T
+    strided.copy_(dense)
+    for g in (dense, strided):
+        updsl.compile(updsl.parse(J1), {"x": torch.zeros(6, 4)}, backend="cpp").step({"x": g})
+    assert torch.equal(dense, strided)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def one_step(text: str, g: torch.Tensor) -> torch.Tensor:
+    given_ = {"x": g.clone()}
+    updsl.compile(updsl.parse(text), {"x": torch.zeros_like(g)}, backend="cpp").step(given_)
+    return given_["x"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1e-42, 1e20, 1e37])
+def test_norms_neither_overflow_nor_underflow(scale: float, dtype: torch.dtype) -> None:
+    g = torch.full((8, 8), scale, dtype=dtype)
+    assert torch.allclose(one_step("g / norm(g)", g), torch.full_like(g, 1 / 8), rtol=1e-6)
+
+
+def test_norms_of_the_largest_float64() -> None:
+    g = torch.full((4, 4), 1e300, dtype=torch.float64)
+    assert torch.allclose(one_step("g / norm(g)", g), torch.full_like(g, 0.25), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_entries_have_no_deviation(dtype: torch.dtype) -> None:
+    g = torch.full((300, 300), 0.1, dtype=dtype)
+    assert torch.equal(one_step("g*0 + std(g)", g), torch.zeros_like(g))
+    assert torch.equal(one_step("g - mean(g)", g), torch.zeros_like(g))
+    assert torch.equal(one_step("g*0 + (std(g) per column)", g), torch.zeros_like(g))
+
+
+def test_a_small_deviation_beside_a_large_mean() -> None:
+    g = (1e3 + 1e-3 * normal(1000, 100, salt=3, dtype=torch.float64)).float()
+    exact = g.double().std(unbiased=False)
+    for text in ("g*0 + std(g)", "g*0 + (mean(std(g) per column) per tensor)", "norm per column → clip z > 1e9 → it*0 + std(it)"):
+        found = one_step(text, g)[0, 0].double()
+        assert torch.isfinite(found)
+    assert abs(one_step("g*0 + std(g)", g)[0, 0].double() - exact) <= 1e-3 * exact
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_are_rounded_once(dtype: torch.dtype) -> None:
+    """Every value of the type, times a number whose product lies between two of the type."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    every = every[torch.isfinite(every)]
+    for factor in (1.0, 1.00390625, 0.33, 3.0):
+        exact = (every.double() * float(np.float32(factor))).to(torch.float32).to(dtype)
+        assert torch.equal(one_step(f"g * {factor}", every), exact)
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    g = torch.tensor([[1.0, float("nan")], [2.0, 3.0]])
+    for text in ("g*0 + max(g)", "g*0 + mean(g)", "g*0 + norm(g)", "g*0 + absmax(g)", "g*0 + std(g)", "g*0 + norm(g, 0)", "max(g, 0)", "sign(g) + 0*g"):
+        assert torch.isnan(one_step(text, g)[0, 1]), text
+    assert one_step("if g > 0 then 1 else 0", g).tolist() == [[1, 0], [1, 1]]
+
+
+def test_threads_with_optimizers_of_their_own() -> None:
+    rule = updsl.parse(J3)
+
+    def trained(salt: int) -> torch.Tensor:
+        params = {"x": normal(64, 64, salt=salt)}
+        y = updsl.compile(rule, params, backend="cpp", lr=0.01)
+        for t in range(30):
+            y.step({"x": normal(64, 64, salt=salt + t)})
+        return params["x"]
+
+    alone = [trained(salt) for salt in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(trained, range(4)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+# --- where there are no kernels --------------------------------------------------------------------------------------
+
+
+def test_a_rule_that_kernels_do_not_cover_runs_in_torch_and_says_why() -> None:
+    rule = updsl.load("muon")
+    y = updsl.compile(rule, {"x": torch.zeros(4, 3)}, backend="cpp", lr=0.1)
+    assert y.backend == "torch"
+    assert y.plan is None
+    assert "kernels do not cover" in updsl.explain(rule)
+
+
+def test_without_a_compiler_torch_runs_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise cpp_build.NoCompiler("no C++ compiler found: install g++")
+
+    monkeypatch.setattr(cpp_build, "ready", missing)
+    with pytest.warns(UserWarning, match="install g\\+\\+"):
+        y = updsl.compile(updsl.parse("g * 3"), {"x": torch.zeros(2)}, backend="cpp")
+    assert y.backend == "torch"
+
+
+# --- the text --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_generated_text(job: str, request: pytest.FixtureRequest) -> None:
+    y = updsl.compile(rule_of(JOBS[job]), {"x": torch.zeros(8, 8)}, backend="cpp", lr=0.1)
+    y.step({"x": torch.ones(8, 8)})
+    (text,) = y.source.values()
+    file = GENERATED / f"{job}.cpp"
+    if request.config.getoption("--rewrite"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8")
