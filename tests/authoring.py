@@ -289,7 +289,8 @@ class Author:
             case 4:
                 return f"clip rms > quantile(norm(it) → history(3), 60%) per {scope}"
             case 5:
-                return f"clip norm(it, 1) + {pen.literal()} {sign} {pen.value(scope, 1)} per {scope}"
+                with pen.within(default=scope):
+                    return f"clip norm(it, 1) + {pen.literal()} {sign} {pen.value(scope, 1)} per {scope}"
             case 6:
                 return f"clip norm(p = 1) {sign} 2*{pen.literal()}{self.scope_text()}"
         return f"clip norm {sign} {pen.literal()}{self.scope_text()}"
