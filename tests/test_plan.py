@@ -21,6 +21,7 @@ from updsl.core.straight import blocks_due
 from updsl.middle.flat import Programs, flat, tidy
 from updsl.middle.lift import lift
 from updsl.middle.pushdown import pushdown
+from updsl.middle.rewrite import simplified
 from updsl.middle.sweeps import Levels, to_plan
 
 J1 = "norm per column → clip z > 2.5 per tensor → ema(0.9, debias = false)"
@@ -105,7 +106,7 @@ QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 # --- passes ----------------------------------------------------------------------------------------------------------
 
-PASSES: list[Callable[[Programs], Programs]] = [tidy, lift, pushdown]
+PASSES: list[Callable[[Programs], Programs]] = [tidy, simplified, lift, pushdown]
 
 
 def flat_of(case: Case) -> tuple[Programs, Any, Any, Any] | None:

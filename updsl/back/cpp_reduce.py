@@ -19,7 +19,7 @@ MOMENTS = ("mean", "var", "std", "norm", "rms")
 class Accumulator:
     """start: of each slot. add: statements over the slots {0} {1} … and the entries {x} {y}. signs: how the slots of two lanes combine, "+", "max" or "min".
     settle: statements after the last entry of a part, of {n} entries. merge: statements that put the part {b0} {b1} … of {m} entries to one of {n}.
-    shifted: slot 0 starts as the first entry."""
+    shifted: slot 0 starts as the first entry. lane: the type of the slots while the entries of a chunk are gone through."""
 
     start: tuple[str, ...]
     add: str
@@ -27,6 +27,7 @@ class Accumulator:
     merge: str
     settle: str = ""
     shifted: bool = False
+    lane: str = "wide"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ VARIANCE = Accumulator(
     shifted=True,
 )
 """{0} the mean, {1} the sum of the squared differences from it."""
+COUNT = Accumulator(("0",), "{0} += {x} ? 1 : 0;", ("+",), "{0} += {b0};", lane="int")
 NAN = "{1} += {x} != {x};"
 LARGEST = Accumulator(("-INF", "0"), "{0} = {x} > {0} ? {x} : {0}; " + NAN, ("max", "+"), "{0} = {b0} > {0} ? {b0} : {0}; {1} += {b1};")
 SMALLEST = Accumulator(("INF", "0"), "{0} = {x} < {0} ? {x} : {0}; " + NAN, ("min", "+"), "{0} = {b0} < {0} ? {b0} : {0}; {1} += {b1};")
@@ -95,7 +97,7 @@ def accumulator(e: Reduce) -> Accumulator:
         case "cosine":
             return COSINE
         case _:
-            return of(SUM, "({x} != 0)")
+            return COUNT
 
 
 def _of_norm(p: float) -> Accumulator:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from updsl.back.cpp_source import OfKind
 
 DEPTH = "    "
+ROWS = 8
+"""Rows that are gone through at once where columns are added up."""
 RESERVED = frozenset(
     "T K M G H i j n at x y d c m rest real wide load store to_odd bits half bfloat double float bool long int char void new this auto do".split()
 )
@@ -43,6 +45,7 @@ class Sweeping:
         refs = {n: None for e in expressions(sweep) for n in walk(e) if isinstance(n, Ref)}
         self.numbers = [r for r in refs if r.type.scope <= TENSOR]
         self.of_cells = [r for r in refs if TENSOR < r.type.scope and r.type.scope != ELEMENT]
+        self.held: dict[int, list[str]] = {}
         self.slots = {id(a): [self.names.fresh(f"a{n}_{i}") for i in range(len(a.kind.start))] for n, a in enumerate(made)}
 
     # --- names -------------------------------------------------------------------------------------------------------
@@ -88,7 +91,7 @@ class Sweeping:
     def body(self) -> Iterator[str]:
         yield f"typedef {self.kind.kind.real} real;"
         if self.given_out:
-            yield "int bad = K.bad = 0;"
+            yield "real bad = K.bad = 0;"
         if self.sweep.idle is not None:
             yield f"if ((M.in_place != 0) & (T.{self.kind.value(self.sweep.idle, TENSOR)} != 0)) return;"
         yield from self.constants()
@@ -100,6 +103,14 @@ class Sweeping:
         if self.kind.layout == "flat":
             yield "const i64 at = K.begin, n = K.end - K.begin;"
             yield from self.row((), tensors, columns)
+        elif columns and not cells:
+            yield "i64 i = K.begin;"
+            yield f"for (; i + {ROWS} <= K.end; i += {ROWS}) {{"
+            yield from indented(self.rows(ROWS, tensors, columns))
+            yield "}"
+            yield "for (; i < K.end; ++i) {"
+            yield from indented(self.rows(1, tensors, columns))
+            yield "}"
         else:
             yield "for (i64 i = K.begin; i < K.end; ++i) {"
             yield from indented(self.row(cells, tensors, columns))
@@ -109,11 +120,11 @@ class Sweeping:
         for a in columns:
             yield from self.columns_finished(a)
         if self.given_out:
-            yield "K.bad = bad;"
+            yield "K.bad = !(bad == 0);"
 
     @property
     def given_out(self) -> bool:
-        """Whether the sweep stores what the step gives; then it counts the entries that are not finite."""
+        """Whether the sweep stores what the step gives; then it sees whether all is finite: 0·x is 0 of every number, and NaN of all else."""
         return any(s.stream.role != "state" for s in self.sweep.stores)
 
     def accumulations(self, wanted) -> tuple[Accumulation, ...]:
@@ -161,39 +172,67 @@ class Sweeping:
         yield from self.cell_constants()
         for a in cells:
             yield from self.started(a, "i", "0")
+        self.held = {id(a): [f"{s}[j]" for s in self.slots[id(a)]] for a in columns}
         yield f"#pragma omp simd{self.clauses((*cells, *tensors))}"
         yield "for (i64 j = 0; j < n; ++j) {"
-        yield from indented(self.entries(self.sweep.reads, self.sweep.bindings))
-        for a in self.made:
-            yield from indented(self.added(a))
-        for s in self.sweep.stores:
-            place, value = f"{self.names.of(('stored', s.stream), '')}[j]", f"store<{self.dtype(s.stream)}>({self.express.outer(s.expr)})"
-            if s.stream.role == "state":
-                yield f"{DEPTH}{place} = {value};"
-            else:
-                name = self.names.of(("given", s.stream), str(s.stream))
-                yield f"{DEPTH}const {self.dtype(s.stream)} {name} = {value};"
-                yield f"{DEPTH}bad += !is_finite(load({name}));"
-                yield f"{DEPTH}{place} = {name};"
+        yield from indented(self.entry_of_row("j"))
         yield "}"
         for a in cells:
             yield from self.finished(a)
+
+    def entry_of_row(self, at: str) -> Iterator[str]:
+        """What is done at one entry."""
+        yield from self.entries(self.sweep.reads, self.sweep.bindings, at)
+        for a in self.made:
+            yield from self.added(a)
+        for s in self.sweep.stores:
+            place, value = f"{self.names.of(('stored', s.stream), '')}[{at}]", f"store<{self.dtype(s.stream)}>({self.express.outer(s.expr)})"
+            if s.stream.role == "state":
+                yield f"{place} = {value};"
+            else:
+                name = self.names.of(("given", s.stream), str(s.stream))
+                yield f"const {self.dtype(s.stream)} {name} = {value};"
+                yield f"bad += load({name}) * 0;"
+                yield f"{place} = {name};"
+
+    def rows(self, count: int, tensors: Sequence[Accumulation], columns: Sequence[Accumulation]) -> Iterator[str]:
+        """Some rows at once: what is added up for the columns is loaded and stored once for all of them."""
+        yield self.offset
+        yield from self.pointers(self.sweep.reads)
+        for s in self.sweep.stores:
+            yield f"{self.dtype(s.stream)}* {self.names.of(('stored', s.stream), f'{s.stream}_new')} = T.{self.field(s.stream, True)} + at;"
+        yield f"#pragma omp simd{self.clauses(tensors)}"
+        yield "for (i64 j = 0; j < n; ++j) {"
+        self.held = {id(a): [self.names.of(("held", s), f"{s}_j") for s in self.slots[id(a)]] for a in columns}
+        for a in columns:
+            pairs = zip(self.held[id(a)], self.slots[id(a)], strict=True)
+            yield f"{DEPTH}wide {', '.join(f'{name} = {s}[j]' for name, s in pairs)};"
+        yield f"#pragma GCC unroll {count}"
+        yield f"{DEPTH}for (int r = 0; r < {count}; ++r) {{"
+        yield from indented(self.cell_constants("i + r"), 2)
+        yield from indented(self.entry_of_row("r * n + j"), 2)
+        yield f"{DEPTH}}}"
+        for a in columns:
+            pairs = zip(self.held[id(a)], self.slots[id(a)], a.kind.signs, strict=True)
+            yield f"{DEPTH}{' '.join(f'{s}[j] = {name};' for name, s, sign in pairs if sign)}"
+        self.held = {}
+        yield "}"
 
     def pointers(self, streams: Iterable[Stream]) -> Iterator[str]:
         for s in streams:
             yield f"const {self.dtype(s)}* {self.pointer(s)} = T.{self.field(s, False)} + at;"
 
-    def cell_constants(self) -> Iterator[str]:
+    def cell_constants(self, i: str = "i") -> Iterator[str]:
         """Values of the row or block i."""
         for r in self.of_cells:
             if r.type.scope != COLUMN:
-                text = f"T.{self.kind.array(r.name, r.type.scope)}[i]"
+                text = f"T.{self.kind.array(r.name, r.type.scope)}[{i}]"
                 yield f"const {'bool' if r.type.boolean else 'real'} {self.refer(r)} = {text}{' != 0' if r.type.boolean else ''};"
 
-    def entries(self, streams: Iterable[Stream], bindings: Iterable[Binding]) -> Iterator[str]:
-        """The entry j of the streams, and what is computed of it."""
+    def entries(self, streams: Iterable[Stream], bindings: Iterable[Binding], at: str = "j") -> Iterator[str]:
+        """The entry of the streams there, and what is computed of it."""
         for s in streams:
-            yield f"const real {self.entry(s)} = load({self.pointer(s)}[j]);"
+            yield f"const real {self.entry(s)} = load({self.pointer(s)}[{at}]);"
         for b in bindings:
             type_ = "bool" if b.expr.type.boolean else "real"
             yield f"const {type_} {self.names.of(('value', b.name), b.name)} = {self.express.outer(b.expr)};"
@@ -207,10 +246,8 @@ class Sweeping:
         return "".join(f" reduction({sign}: {', '.join(slots)})" for sign, slots in signs.items())
 
     def added(self, a: Accumulation) -> Iterator[str]:
-        slots = self.slots[id(a)]
-        if self.is_of_columns(a):
-            slots = [f"{s}[j]" for s in slots]
-        values = [f"wide({self.express.outer(x)})" for x in a.operands]
+        slots = self.held[id(a)] if id(a) in self.held else self.slots[id(a)]
+        values = [f"({self.express.outer(x)})" if a.kind.lane == "int" else f"wide({self.express.outer(x)})" for x in a.operands]
         if a.kind.add.count("{x}") > 1:
             inner = statements(a.kind.add, slots, x="x", y="y")
             yield f"{{ const wide {', '.join(f'{name} = {v}' for name, v in zip('xy', values, strict=False))}; {inner} }}"
@@ -222,7 +259,7 @@ class Sweeping:
     def started(self, a: Accumulation, i: str, j: str) -> Iterator[str]:
         """The slots before the first entry, which is that of row i and column j."""
         slots = self.slots[id(a)]
-        yield f"wide {', '.join(f'{s} = {start}' for s, start in zip(slots, a.kind.start, strict=True))};"
+        yield f"{a.kind.lane} {', '.join(f'{s} = {start}' for s, start in zip(slots, a.kind.start, strict=True))};"
         if a.kind.shifted:
             yield "{"
             yield from indented(self.first(a, i, j, slots[0]))

@@ -18,9 +18,8 @@ from updsl.core.ir import Apply, Binding, Const, Expr, Reduce, Ref, Type, childr
 from updsl.core.scope import COLUMN, ROW, TENSOR, Scope
 from updsl.middle.flat import Programs, bindings_of, is_joint_root, tidy, with_roots
 from updsl.middle.lift import ZERO, is_full
+from updsl.middle.rewrite import SIZES
 
-SIZES = {ROW: "cols", COLUMN: "rows", TENSOR: "numel"}
-"""How many entries a cell has."""
 EVEN = (TENSOR, ROW, COLUMN)
 """Scopes within one tensor: all of their finer cells have the same size."""
 PUSHED = ("sum", "mean", "std", "var", "norm", "rms", "absmax", "min", "max")

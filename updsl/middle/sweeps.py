@@ -15,6 +15,7 @@ from updsl.middle.flat import Programs, bindings_of, changing, flat
 from updsl.middle.idle import with_idle
 from updsl.middle.lift import is_full, is_streamed, lift
 from updsl.middle.pushdown import pushdown
+from updsl.middle.rewrite import simplified
 
 WIDTH = 4
 """Bytes of an entry, where only one choice is compared with another."""
@@ -24,7 +25,7 @@ CHOICES = 6
 
 def to_plan(programs: Programs, running: frozenset[tuple[int, str]]) -> Plan:
     """The step of these classes with these blocks running, by the plan with the least memory traffic: with reductions pushed down, or as they are."""
-    step = flat(programs, running)
+    step = simplified(flat(programs, running))
     plans = [Levels(*with_idle(lift(p))).plan(programs) for p in (step, pushdown(step))]
     return min(plans, key=lambda plan: [sum(plan.bytes_of(c, lambda stream: WIDTH, idle) for c in programs) for idle in (False, True)])
 

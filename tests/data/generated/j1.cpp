@@ -90,11 +90,12 @@ struct Tensor0 {
     const float* ema_m_old;
     float* ema_m_new;
     float* out_new;
+    double v_count;
     double v_clipped;
     double w_clipped;
 };
 
-constexpr i64 SLOTS0 = 2, COLUMNS0 = 3;
+constexpr i64 SLOTS0 = 1, COLUMNS0 = 3;
 
 static void stage0_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
     // (factor 3)
@@ -116,13 +117,33 @@ static void sweep1_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
         const wide x = g;
         a0_0[j] = is_finite(x) ? x : wide(0);
     }
-    for (i64 i = K.begin; i < K.end; ++i) {
+    i64 i = K.begin;
+    for (; i + 8 <= K.end; i += 8) {
         const i64 at = i * T.cols, n = T.cols;
         const float* g_at = T.g_old + at;
 #pragma omp simd
         for (i64 j = 0; j < n; ++j) {
-            const real g = load(g_at[j]);
-            { const wide d = wide(g) - a0_0[j]; a0_1[j] += d; a0_2[j] += d * d; }
+            wide a0_0_j = a0_0[j], a0_1_j = a0_1[j], a0_2_j = a0_2[j];
+#pragma GCC unroll 8
+            for (int r = 0; r < 8; ++r) {
+                const real g = load(g_at[r * n + j]);
+                { const wide d = wide(g) - a0_0_j; a0_1_j += d; a0_2_j += d * d; }
+            }
+            a0_1[j] = a0_1_j; a0_2[j] = a0_2_j;
+        }
+    }
+    for (; i < K.end; ++i) {
+        const i64 at = i * T.cols, n = T.cols;
+        const float* g_at = T.g_old + at;
+#pragma omp simd
+        for (i64 j = 0; j < n; ++j) {
+            wide a0_0_j = a0_0[j], a0_1_j = a0_1[j], a0_2_j = a0_2[j];
+#pragma GCC unroll 1
+            for (int r = 0; r < 1; ++r) {
+                const real g = load(g_at[r * n + j]);
+                { const wide d = wide(g) - a0_0_j; a0_1_j += d; a0_2_j += d * d; }
+            }
+            a0_1[j] = a0_1_j; a0_2[j] = a0_2_j;
         }
     }
     for (i64 j = 0; j < T.cols; ++j) { { const wide d = a0_1[j] / wide(K.end - K.begin), rest = a0_2[j] - a0_1[j] * d; a0_1[j] = rest < 0 ? 0 : rest; a0_0[j] += d; } }
@@ -199,36 +220,24 @@ static void stage1_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
     T.v_clipped_centre = T.v_shared_mean;
 }
 
-// sweep 2: reads g, ema.m; adds up clipped; stores ema.m, out
+// sweep 2: reads g, ema.m; adds up (count); stores ema.m, out
 static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
     typedef float real;
-    int bad = K.bad = 0;
+    real bad = K.bad = 0;
     const real shared_mean = (real)T.v_shared_mean;
     const real factor_2 = (real)T.v_factor_2;
     const real clipped_centre = (real)T.v_clipped_centre;
     const real factor_3 = (real)T.v_factor_3;
     const real* factor = T.f_factor;
     const real* norm_n = T.f_norm_n;
-    wide a0_0 = 0, a0_1 = 0;
-    {
-        const i64 i = K.begin;
-        const i64 at = i * T.cols;
-        const i64 j = 0;
-        const float* g_at = T.g_old + at;
-        const real g = load(g_at[j]);
-        const real it = (factor[j] != 0) ? real(0.0) : (g / norm_n[j]);
-        const real clipped_measure = std::abs((it - shared_mean)) / factor_2;
-        const bool clipped_beyond = clipped_measure > real(2.5);
-        const wide x = clipped_beyond ? real(1.0) : real(0.0);
-        a0_0 = is_finite(x) ? x : wide(0);
-    }
+    int a0_0 = 0;
     for (i64 i = K.begin; i < K.end; ++i) {
         const i64 at = i * T.cols, n = T.cols;
         const float* g_at = T.g_old + at;
         const float* ema_m_at = T.ema_m_old + at;
         float* ema_m_new = T.ema_m_new + at;
         float* out_new = T.out_new + at;
-#pragma omp simd reduction(+: bad, a0_1)
+#pragma omp simd reduction(+: bad, a0_0)
         for (i64 j = 0; j < n; ++j) {
             const real g = load(g_at[j]);
             const real ema_m = load(ema_m_at[j]);
@@ -238,29 +247,28 @@ static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
             const real clipped_factor = real(2.5) / clipped_measure;
             const real it2 = clipped_beyond ? (clipped_centre + ((it - clipped_centre) * clipped_factor)) : it;
             const real ema_m2 = real(load(store<float>((real(0.9) * ema_m) + (factor_3 * it2))));
-            a0_1 += wide(clipped_beyond ? real(1.0) : real(0.0)) - a0_0;
+            a0_0 += (clipped_beyond) ? 1 : 0;
             ema_m_new[j] = store<float>(ema_m2);
             const float out = store<float>(ema_m2);
-            bad += !is_finite(load(out));
+            bad += load(out) * 0;
             out_new[j] = out;
         }
     }
-    a0_0 += a0_1 / wide((K.end - K.begin) * T.cols);
     T.parts[K.number * SLOTS0 + 0] = a0_0;
-    T.parts[K.number * SLOTS0 + 1] = a0_1;
-    K.bad = bad;
+    K.bad = !(bad == 0);
 }
 
 static void stage2_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
-    // clipped
-    wide a0_0 = 0, a0_1 = 0, a0_0n = 0;
+    // (count)
+    wide a0_0 = 0, a0_0n = 0;
     for (i64 c = 0; c < T.chunks; ++c) {
         const wide m = wide((K[T.first + c].end - K[T.first + c].begin) * T.cols);
-        if (a0_0n == 0) { a0_0 = T.parts[c * SLOTS0 + 0]; a0_1 = T.parts[c * SLOTS0 + 1]; }
-        else { a0_0 += (T.parts[c * SLOTS0 + 0] == a0_0 ? 0 : T.parts[c * SLOTS0 + 0] - a0_0) * (m / (a0_0n + m)); }
+        a0_0 += T.parts[c * SLOTS0 + 0];
         a0_0n += m;
     }
-    T.v_clipped = double(a0_0);
+    T.v_count = double(a0_0);
+    // clipped
+    T.v_clipped = T.v_count / double(T.numel);
 }
 
 static void commit0(Model& M, Group* G, Tensor0& T) {

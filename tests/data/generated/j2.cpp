@@ -168,7 +168,7 @@ static void stage1_1_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
 // sweep 2: reads g; stores out
 static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
     typedef float real;
-    int bad = K.bad = 0;
+    real bad = K.bad = 0;
     if ((M.in_place != 0) & (T.v_idle != 0)) return;
     const real scale = (real)M.v_scale;
     const i64 at = K.begin, n = K.end - K.begin;
@@ -178,10 +178,10 @@ static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
     for (i64 j = 0; j < n; ++j) {
         const real g = load(g_at[j]);
         const float out = store<float>(scale * g);
-        bad += !is_finite(load(out));
+        bad += load(out) * 0;
         out_new[j] = out;
     }
-    K.bad = bad;
+    K.bad = !(bad == 0);
 }
 
 static void commit0(Model& M, Group* G, Tensor0& T) {

@@ -146,7 +146,7 @@ static void stage1_0(Model& M, Group* G, Tensor0* T0, Chunk* K0) {
 // sweep 2: reads g, adamw.adam.m, adamw.adam.v, w; stores adamw.adam.m, adamw.adam.v, w
 static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
     typedef float real;
-    int bad = K.bad = 0;
+    real bad = K.bad = 0;
     const bool clipped_beyond = (M.v_clipped_beyond != 0);
     const real clipped_factor = (real)M.v_clipped_factor;
     const real factor = (real)T.v_factor;
@@ -178,10 +178,10 @@ static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
         adamw_adam_m_new[j] = store<float>(adamw_adam_m2);
         adamw_adam_v_new[j] = store<float>(adamw_adam_v2);
         const float w_2 = store<float>(adamw_w);
-        bad += !is_finite(load(w_2));
+        bad += load(w_2) * 0;
         w_new[j] = w_2;
     }
-    K.bad = bad;
+    K.bad = !(bad == 0);
 }
 
 static void commit0(Model& M, Group* G, Tensor0& T) {
