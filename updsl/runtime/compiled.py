@@ -28,7 +28,8 @@ def compile(
     """A rule made ready for these tensors.
 
     rule: a rule, a library name or a path. params: the tensors, as a dict, pairs of (name, tensor) or a module; a rule that writes w writes them. backend:
-    "auto" (which is "torch"), "torch" (generated torch source, eager), "inductor" (the same through torch.compile), "interpret" (the float64 interpreter).
+    "auto" (C++ kernels on a CPU, torch where they do not cover the rule), "cpp" (the same), "torch" (generated torch source, eager), "inductor" (that through
+    torch.compile), "interpret" (the float64 interpreter).
     lr, groups, seed: as of `Rule.init` and `Rule.update`; a step may have an lr of its own. watches: whether steps give the rule's watches.
     Raises UpdslError, before any step, for a text, parameter, group or backend that will not do.
     """
