@@ -466,6 +466,7 @@ class OfKind:
         others = ", ".join(f"* b{i} = T.columns + (c * {COLUMNS}{self.n} + {at + i}) * T.cols" for i in range(len(slots)))
         yield f"{DEPTH * 2}const wide {others};"
         yield f"{DEPTH * 2}const wide m = K[T.first + c].end - K[T.first + c].begin;"
+        yield "#pragma omp simd"
         yield f"{DEPTH * 2}for (i64 j = 0; j < T.cols; ++j) {{ {statements(made.kind.merge, slots, **parts, n='n', m='m')} }}"
         yield f"{DEPTH * 2}n += m;"
         yield f"{DEPTH}}}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from updsl.back.cpp_expression import TYPES, Expressions
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 DEPTH = "    "
 ROWS = 8
 """Rows that are gone through at once where columns are added up."""
+LANES = 16
+"""Sums that go on side by side where entries are added up: one alone would wait for each addition."""
+COMBINED = {"+": "{0} += {1};", "max": "{0} = {1} > {0} ? {1} : {0};", "min": "{0} = {1} < {0} ? {1} : {0};"}
+"""How two lanes combine, by the sign of a slot."""
 RESERVED = frozenset(
     "T K M G H i j n at x y d c m rest real wide load store to_odd bits half bfloat double float bool long int char void new this auto do".split()
 )
@@ -91,7 +95,8 @@ class Sweeping:
     def body(self) -> Iterator[str]:
         yield f"typedef {self.kind.kind.real} real;"
         if self.given_out:
-            yield "real bad = K.bad = 0;"
+            yield f"real bad{f'[{LANES}]' if self.in_lanes else ''} = {{}};"
+            yield "K.bad = 0;"
         if self.sweep.idle is not None:
             yield f"if ((M.in_place != 0) & (T.{self.kind.value(self.sweep.idle, TENSOR)} != 0)) return;"
         yield from self.constants()
@@ -120,7 +125,12 @@ class Sweeping:
         for a in columns:
             yield from self.columns_finished(a)
         if self.given_out:
-            yield "K.bad = !(bad == 0);"
+            yield f"for (i64 l = 0; l < {LANES}; ++l) K.bad |= !(bad[l] == 0);" if self.in_lanes else "K.bad = !(bad == 0);"
+
+    @property
+    def in_lanes(self) -> bool:
+        """Whether entries are added up in lanes: for tensors, rows or blocks, and not for columns, which are lanes themselves."""
+        return bool(self.made) and not any(map(self.is_of_columns, self.made))
 
     @property
     def given_out(self) -> bool:
@@ -172,13 +182,30 @@ class Sweeping:
         yield from self.cell_constants()
         for a in cells:
             yield from self.started(a, "i", "0")
-        self.held = {id(a): [f"{s}[j]" for s in self.slots[id(a)]] for a in columns}
-        yield f"#pragma omp simd{self.clauses((*cells, *tensors))}"
-        yield "for (i64 j = 0; j < n; ++j) {"
-        yield from indented(self.entry_of_row("j"))
-        yield "}"
+        if self.in_lanes:
+            yield from self.lanes()
+        else:
+            self.held = {id(a): [f"{s}[j]" for s in self.slots[id(a)]] for a in columns}
+            yield f"#pragma omp simd{self.clauses((*cells, *tensors))}"
+            yield "for (i64 j = 0; j < n; ++j) {"
+            yield from indented(self.entry_of_row("j"))
+            yield "}"
         for a in cells:
             yield from self.finished(a)
+
+    def lanes(self) -> Iterator[str]:
+        """The entries of a row, each added to a lane."""
+        self.held = {id(a): [f"{s}[l]" if sign else s for s, sign in zip(self.slots[id(a)], a.kind.signs, strict=True)] for a in self.made}
+        yield "const auto entry = [&](const i64 j, const i64 l) __attribute__((always_inline)) {"
+        yield from indented(self.entry_of_row("j"))
+        yield "};"
+        yield f"const i64 whole = n - n % {LANES};"
+        yield f"for (i64 b = 0; b < whole; b += {LANES}) {{"
+        yield "#pragma omp simd"
+        yield f"{DEPTH}for (i64 l = 0; l < {LANES}; ++l) entry(b + l, l);"
+        yield "}"
+        yield "for (i64 j = whole; j < n; ++j) entry(j, j - whole);"
+        self.held = {}
 
     def entry_of_row(self, at: str) -> Iterator[str]:
         """What is done at one entry."""
@@ -192,7 +219,7 @@ class Sweeping:
             else:
                 name = self.names.of(("given", s.stream), str(s.stream))
                 yield f"const {self.dtype(s.stream)} {name} = {value};"
-                yield f"bad += load({name}) * 0;"
+                yield f"bad{'[l]' if self.in_lanes else ''} += load({name}) * 0;"
                 yield f"{place} = {name};"
 
     def rows(self, count: int, tensors: Sequence[Accumulation], columns: Sequence[Accumulation]) -> Iterator[str]:
@@ -259,7 +286,10 @@ class Sweeping:
     def started(self, a: Accumulation, i: str, j: str) -> Iterator[str]:
         """The slots before the first entry, which is that of row i and column j."""
         slots = self.slots[id(a)]
-        yield f"{a.kind.lane} {', '.join(f'{s} = {start}' for s, start in zip(slots, a.kind.start, strict=True))};"
+        each = [(s, start, bool(sign) and self.in_lanes) for s, start, sign in zip(slots, a.kind.start, a.kind.signs, strict=True)]
+        yield f"{a.kind.lane} {', '.join(f'{s}[{LANES}]' if lanes else f'{s} = {start}' for s, start, lanes in each)};"
+        if self.in_lanes:
+            yield f"for (i64 l = 0; l < {LANES}; ++l) {{ {' '.join(f'{s}[l] = {start};' for s, start, lanes in each if lanes)} }}"
         if a.kind.shifted:
             yield "{"
             yield from indented(self.first(a, i, j, slots[0]))
@@ -295,6 +325,8 @@ class Sweeping:
     def finished(self, a: Accumulation) -> Iterator[str]:
         """The part of a chunk, or the result of a row."""
         slots = self.slots[id(a)]
+        if self.in_lanes:
+            slots = yield from self.combined(a)
         if self.is_of_tensor(a):
             if a.kind.settle:
                 yield statements(a.kind.settle, slots, n=self.kind.entries("K"))
@@ -308,6 +340,15 @@ class Sweeping:
             yield "{"
             yield from indented(self.kind.kept(name, e.scope, statements(result(e, a.kind), slots, n="wide(n)")))
             yield "}"
+
+    def combined(self, a: Accumulation) -> Generator[str, None, list[str]]:
+        """The lanes in one: the names of the slots then."""
+        triples = list(zip(self.slots[id(a)], a.kind.start, a.kind.signs, strict=True))
+        names = [self.names.of(("combined", s), f"{s}_all") if sign else s for s, _, sign in triples]
+        yield f"wide {', '.join(f'{name} = {start}' for name, (_, start, sign) in zip(names, triples, strict=True) if sign)};"
+        merged = " ".join(COMBINED[sign].format(name, f"{s}[l]") for name, (s, _, sign) in zip(names, triples, strict=True) if sign)
+        yield f"for (i64 l = 0; l < {LANES}; ++l) {{ {merged} }}"
+        return names
 
     def columns_started(self, a: Accumulation) -> Iterator[str]:
         slots = self.slots[id(a)]

@@ -157,6 +157,7 @@ static void stage1_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
         for (i64 c = 1; c < T.chunks; ++c) {
             const wide * b0 = T.columns + (c * COLUMNS0 + 0) * T.cols, * b1 = T.columns + (c * COLUMNS0 + 1) * T.cols, * b2 = T.columns + (c * COLUMNS0 + 2) * T.cols;
             const wide m = K[T.first + c].end - K[T.first + c].begin;
+#pragma omp simd
             for (i64 j = 0; j < T.cols; ++j) { { const wide d = b0[j] == a0[j] ? 0 : b0[j] - a0[j]; a0[j] += d * (m / (n + m)); a1[j] += b1[j] + d * d * (n * m / (n + m)); } }
             n += m;
         }
@@ -223,22 +224,23 @@ static void stage1_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
 // sweep 2: reads g, ema.m; adds up (count); stores ema.m, out
 static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
     typedef float real;
-    real bad = K.bad = 0;
+    real bad[16] = {};
+    K.bad = 0;
     const real shared_mean = (real)T.v_shared_mean;
     const real factor_2 = (real)T.v_factor_2;
     const real clipped_centre = (real)T.v_clipped_centre;
     const real factor_3 = (real)T.v_factor_3;
     const real* factor = T.f_factor;
     const real* norm_n = T.f_norm_n;
-    int a0_0 = 0;
+    int a0_0[16];
+    for (i64 l = 0; l < 16; ++l) { a0_0[l] = 0; }
     for (i64 i = K.begin; i < K.end; ++i) {
         const i64 at = i * T.cols, n = T.cols;
         const float* g_at = T.g_old + at;
         const float* ema_m_at = T.ema_m_old + at;
         float* ema_m_new = T.ema_m_new + at;
         float* out_new = T.out_new + at;
-#pragma omp simd reduction(+: bad, a0_0)
-        for (i64 j = 0; j < n; ++j) {
+        const auto entry = [&](const i64 j, const i64 l) __attribute__((always_inline)) {
             const real g = load(g_at[j]);
             const real ema_m = load(ema_m_at[j]);
             const real it = (factor[j] != 0) ? real(0.0) : (g / norm_n[j]);
@@ -247,15 +249,23 @@ static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
             const real clipped_factor = real(2.5) / clipped_measure;
             const real it2 = clipped_beyond ? (clipped_centre + ((it - clipped_centre) * clipped_factor)) : it;
             const real ema_m2 = real(load(store<float>((real(0.9) * ema_m) + (factor_3 * it2))));
-            a0_0 += (clipped_beyond) ? 1 : 0;
+            a0_0[l] += (clipped_beyond) ? 1 : 0;
             ema_m_new[j] = store<float>(ema_m2);
             const float out = store<float>(ema_m2);
-            bad += load(out) * 0;
+            bad[l] += load(out) * 0;
             out_new[j] = out;
+        };
+        const i64 whole = n - n % 16;
+        for (i64 b = 0; b < whole; b += 16) {
+#pragma omp simd
+            for (i64 l = 0; l < 16; ++l) entry(b + l, l);
         }
+        for (i64 j = whole; j < n; ++j) entry(j, j - whole);
     }
-    T.parts[K.number * SLOTS0 + 0] = a0_0;
-    K.bad = !(bad == 0);
+    wide a0_0_all = 0;
+    for (i64 l = 0; l < 16; ++l) { a0_0_all += a0_0[l]; }
+    T.parts[K.number * SLOTS0 + 0] = a0_0_all;
+    for (i64 l = 0; l < 16; ++l) K.bad |= !(bad[l] == 0);
 }
 
 static void stage2_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {

@@ -120,15 +120,23 @@ static void stage0_0(Model& M, Group* G, Tensor0* T0, Chunk* K0) {
 // sweep 1: reads g; adds up norm
 static void sweep1_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
     typedef float real;
-    wide a0_0 = 0;
+    wide a0_0[16];
+    for (i64 l = 0; l < 16; ++l) { a0_0[l] = 0; }
     const i64 at = K.begin, n = K.end - K.begin;
     const float* g_at = T.g_old + at;
-#pragma omp simd reduction(+: a0_0)
-    for (i64 j = 0; j < n; ++j) {
+    const auto entry = [&](const i64 j, const i64 l) __attribute__((always_inline)) {
         const real g = load(g_at[j]);
-        { const wide x = wide(g); a0_0 += x * x; }
+        { const wide x = wide(g); a0_0[l] += x * x; }
+    };
+    const i64 whole = n - n % 16;
+    for (i64 b = 0; b < whole; b += 16) {
+#pragma omp simd
+        for (i64 l = 0; l < 16; ++l) entry(b + l, l);
     }
-    T.parts[K.number * SLOTS0 + 0] = a0_0;
+    for (i64 j = whole; j < n; ++j) entry(j, j - whole);
+    wide a0_0_all = 0;
+    for (i64 l = 0; l < 16; ++l) { a0_0_all += a0_0[l]; }
+    T.parts[K.number * SLOTS0 + 0] = a0_0_all;
 }
 
 static void stage1_0(Model& M, Group* G, Tensor0* T0, Chunk* K0) {
@@ -168,7 +176,8 @@ static void stage1_1_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
 // sweep 2: reads g; stores out
 static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
     typedef float real;
-    real bad = K.bad = 0;
+    real bad = {};
+    K.bad = 0;
     if ((M.in_place != 0) & (T.v_idle != 0)) return;
     const real scale = (real)M.v_scale;
     const i64 at = K.begin, n = K.end - K.begin;

@@ -113,15 +113,23 @@ static void stage0_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
 // sweep 1: reads g; adds up norm
 static void sweep1_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
     typedef float real;
-    wide a0_0 = 0;
+    wide a0_0[16];
+    for (i64 l = 0; l < 16; ++l) { a0_0[l] = 0; }
     const i64 at = K.begin, n = K.end - K.begin;
     const float* g_at = T.g_old + at;
-#pragma omp simd reduction(+: a0_0)
-    for (i64 j = 0; j < n; ++j) {
+    const auto entry = [&](const i64 j, const i64 l) __attribute__((always_inline)) {
         const real g = load(g_at[j]);
-        { const wide x = wide(g); a0_0 += x * x; }
+        { const wide x = wide(g); a0_0[l] += x * x; }
+    };
+    const i64 whole = n - n % 16;
+    for (i64 b = 0; b < whole; b += 16) {
+#pragma omp simd
+        for (i64 l = 0; l < 16; ++l) entry(b + l, l);
     }
-    T.parts[K.number * SLOTS0 + 0] = a0_0;
+    for (i64 j = whole; j < n; ++j) entry(j, j - whole);
+    wide a0_0_all = 0;
+    for (i64 l = 0; l < 16; ++l) { a0_0_all += a0_0[l]; }
+    T.parts[K.number * SLOTS0 + 0] = a0_0_all;
 }
 
 static void stage1_0(Model& M, Group* G, Tensor0* T0, Chunk* K0) {
@@ -146,7 +154,8 @@ static void stage1_0(Model& M, Group* G, Tensor0* T0, Chunk* K0) {
 // sweep 2: reads g, adamw.adam.m, adamw.adam.v, w; stores adamw.adam.m, adamw.adam.v, w
 static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
     typedef float real;
-    real bad = K.bad = 0;
+    real bad = {};
+    K.bad = 0;
     const bool clipped_beyond = (M.v_clipped_beyond != 0);
     const real clipped_factor = (real)M.v_clipped_factor;
     const real factor = (real)T.v_factor;
