@@ -6,6 +6,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ MOST_RUNS = 16
 SERIAL = 1 << 15
 """Up to so many entries in all, one thread does the step."""
 
+DTYPE = attrgetter("dtype")
+
 Build = Callable[[str, str], ctypes.CDLL]
 ToPlan = Callable[[Mapping[int, Program], frozenset[tuple[int, str]]], Plan]
 
@@ -48,7 +51,7 @@ class Kernel:
 
 @dataclass
 class Tables:
-    """The memory that a kernel works on, for one set of tensors; `names`: of the tensors of each kind."""
+    """The memory that a kernel works on, for one set of tensors; `names`: of the tensors of each kind; `places`: theirs among all, in the order of the step."""
 
     kernel: Kernel
     names: tuple[tuple[str, ...], ...]
@@ -58,10 +61,11 @@ class Tables:
     group: np.ndarray
     model: np.ndarray
     stored: frozenset[tuple[str, Key]]
+    places: tuple[np.ndarray, ...]
     held: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.counts: list[tuple[np.ndarray, tuple[str, ...], str]] = []
+        self.counts: list[tuple[np.ndarray, np.ndarray, str]] = []
         self.pointers: tuple[ctypes.c_void_p, ...] = ()
 
     @property
@@ -71,8 +75,8 @@ class Tables:
 
     def ready(self) -> Tables:
         """When all arrays are there."""
-        for kind, table, names in zip(self.kernel.code.kinds, self.tensors, self.names, strict=True):
-            self.counts += [(table, names, field_) for field_, (_, what) in kind.table.fields.items() if what == ("builtin", "t")]
+        for kind, table, places in zip(self.kernel.code.kinds, self.tensors, self.places, strict=True):
+            self.counts += [(table, places, field_) for field_, (_, what) in kind.table.fields.items() if what == ("builtin", "t")]
         pairs = [x for pair in zip(self.tensors, self.chunks, strict=True) for x in pair]
         self.pointers = tuple(ctypes.c_void_p(x.ctypes.data) for x in (self.model, self.group, *pairs))
         return self
@@ -85,14 +89,14 @@ class Run:
     def __init__(self, state: RuleState, frame: Frame):
         self.state = state
         self.names, self.groups = list(frame.g), frame.group_of
-        self.dtypes = [x.dtype for x in frame.g.values()]
+        self.dtypes = list(map(DTYPE, frame.g.values()))
         self.tables: dict[frozenset[tuple[int, str]], tuple[Tables, Mapping[str, Tensor]]] = {}
 
     def goes_on(self, frame: Frame) -> bool:
         return (
             self.names == list(frame.g)
             and (self.groups is frame.group_of or self.groups == frame.group_of)
-            and self.dtypes == [x.dtype for x in frame.g.values()]
+            and self.dtypes == list(map(DTYPE, frame.g.values()))
         )
 
 
@@ -193,7 +197,7 @@ class CppBackend:
         programs = {c: self.programs[c] for c in sorted({self.class_of[name] for name in frame.g})}
         with self._lock:
             kernel = self.kernel(programs, self.running(state, frame), tuple(kinds))
-        return self.laid_out(kernel, tuple(map(tuple, kinds.values())), frame.group_of)
+        return self.laid_out(kernel, tuple(map(tuple, kinds.values())), frame.group_of, list(frame.g))
 
     def signature(self, name: str, state: RuleState, frame: Frame) -> tuple:
         """The class of a tensor, and the types of its arrays."""
@@ -217,7 +221,7 @@ class CppBackend:
             kinds.setdefault((self.class_of[name], *dtypes[name]), []).append(name)
         made = [Kind(c, programs[c], default_dtypes(programs[c], g, w)) for c, g, w in kinds]
         code = generate(plan, made, "")
-        tables = self.laid_out(Kernel(plan, code, None), tuple(map(tuple, kinds.values())), group_of)
+        tables = self.laid_out(Kernel(plan, code, None), tuple(map(tuple, kinds.values())), group_of, list(self.class_of))
         classes = []
         for kind, names in zip(made, kinds.values(), strict=True):
             numel = sum(self.tensors[n].numel for n in names)
@@ -248,12 +252,14 @@ class CppBackend:
             self._kernels[key] = Kernel(plan, code, step)
         return self._kernels[key]
 
-    def laid_out(self, kernel: Kernel, names: tuple[tuple[str, ...], ...], group_of: Mapping[str, int]) -> Tables:
+    def laid_out(self, kernel: Kernel, names: tuple[tuple[str, ...], ...], group_of: Mapping[str, int], order: Sequence[str]) -> Tables:
         """Tables for these tensors, but for what changes from step to step."""
         groups = tuple(sorted(group_of[n] for n in group_of))
         groups = tuple(dict.fromkeys(groups))
         stored = stored_states(kernel, names, group_of)
-        made = Tables(kernel, names, groups, [], [], empty(kernel.code.group, len(groups)), empty(kernel.code.model, 1), stored)
+        place = {name: i for i, name in enumerate(order)}
+        places = tuple(np.array([place[n] for n in own], np.intp) for own in names)
+        made = Tables(kernel, names, groups, [], [], empty(kernel.code.group, len(groups)), empty(kernel.code.model, 1), stored, places)
         present = {group_of[n] for own in names for n in own}
         for kind, own in zip(kernel.code.kinds, names, strict=True):
             table, chunks = empty(kind.table, len(own)), []
@@ -298,8 +304,10 @@ class CppBackend:
     def run(self, tables: Tables, frame: Frame, after: RuleState, in_place: bool) -> dict[str, Any]:
         """Fills in the numbers, and runs the kernel; gives the watches."""
         held = point_to_inputs(tables, frame)
-        for table, names, field_ in tables.counts:
-            table[field_] = [after.t[n] for n in names]
+        if tables.counts:
+            t = np.fromiter(map(after.t.__getitem__, frame.g), np.float64, len(frame.g))
+            for table, places, field_ in tables.counts:
+                table[field_] = t[places]
         self.fill_shared(tables.kernel.code.group, tables.group, tables.groups, frame, after)
         self.fill_shared(tables.kernel.code.model, tables.model, ("",), frame, after)
         tables.model["in_place"] = in_place
@@ -370,6 +378,8 @@ def stored_states(kernel: Kernel, names: tuple[tuple[str, ...], ...], group_of: 
 
 def counted(state: RuleState, frame: Frame) -> dict[str, Any]:
     """The steps of each tensor, with this one."""
+    if state.t.keys() == frame.g.keys():
+        return {name: n + 1 for name, n in state.t.items()}
     return state.t | {name: state.t.get(name, 0) + 1 for name in frame.g}
 
 
@@ -401,11 +411,18 @@ def point_to_states(tables: Tables, state: RuleState, after: RuleState, frame: F
 
 
 def point_to_gradients(tables: Tables, frame: Frame, out: Mapping[str, Tensor]) -> None:
-    for kind, table, names in zip(tables.kernel.code.kinds, tables.tensors, tables.names, strict=True):
+    g = addresses(frame.g)
+    new = g if out is frame.g else addresses(out)
+    for kind, table, names, places in zip(tables.kernel.code.kinds, tables.tensors, tables.names, tables.places, strict=True):
         for field_, (_, (what, _)) in kind.table.fields.items():
-            if what in ("old g", "new out"):
-                xs = frame.g if what == "old g" else out
-                table[field_] = [xs[n].data_ptr() for n in names]
+            if what == "old g":
+                table[field_] = g[places]
+            elif what == "new out":
+                table[field_] = new[places] if len(new) == len(g) else [out[n].data_ptr() for n in names]
+
+
+def addresses(xs: Mapping[str, Tensor]) -> np.ndarray:
+    return np.fromiter(map(Tensor.data_ptr, xs.values()), np.int64, len(xs))
 
 
 def point_to_weights(tables: Tables, frame: Frame, new: Mapping[str, Tensor]) -> None:

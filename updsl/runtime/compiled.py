@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import is_
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,7 +14,7 @@ from updsl.core.plan import Summary
 from updsl.pipeline import Engine, InPlace
 from updsl.runtime import arrays
 from updsl.runtime.bind import frame, named, numbers
-from updsl.runtime.commit import uninterrupted, writable, write
+from updsl.runtime.commit import apart, overlapping, uninterrupted, writable, write
 from updsl.runtime.inputs import inputs_of
 from updsl.runtime.parameters import rate, set_later
 from updsl.runtime.reference import over_tensors
@@ -46,6 +46,8 @@ class Compiled:
             arrays.supported(p, f"`{name}`")
         self.rule, self.params, self.lr = rule, dict(params), rate(lr)
         self.values = dict(rule.params)
+        if rule.writes_weights:
+            apart(self.params, "the memory")
         self.state: State = start(rule, self.params, groups, seed)
         self._backend, self._watches = backend, watches
         self._engines: dict[bool, Engine] = {}
@@ -109,8 +111,7 @@ class Compiled:
         return result.watches
 
     def _step_in_place(self, now: Frame) -> dict[str, Any]:
-        run = self._engine.run
-        assert isinstance(run, InPlace)
+        run = cast(InPlace, self._engine.run)
         with uninterrupted():
             result = run.step_in_place(self.state.kept, now)
             self.state = self.state.after(result.state)
