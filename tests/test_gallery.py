@@ -49,6 +49,21 @@ def test_a_page_says_what_there_is_to_say(gallery):
     assert "| `nesterov` | `false` |  | no, constant |" in gallery.page(load_module("sgd"))
 
 
+@pytest.mark.parametrize("name", sorted(library().rules))
+def test_every_page_is_whole(gallery, name):
+    """Text, formula, parameters, bytes of state, laws, an example or inputs, and what the rule was compared with: a number of an error."""
+    module, page = load_module(name), (gallery.GALLERY / f"{name}.md").read_text(encoding="utf-8")
+    sections = {part.split("\n")[0]: part for part in re.split(r"^## ", page, flags=re.MULTILINE)[1:]}
+    assert {"Text", "Formula", "State", "Laws", "Conformance"} <= set(sections)
+    assert module.text.strip() in sections["Text"]
+    assert all(f"| `{p}` |" in sections["Parameters"] for p in module.parameters)
+    assert all(f"| `{i}` |" in sections["Inputs"] for i in module.inputs)
+    assert re.search(r"bytes per parameter|keeps nothing|[Nn]o state|None", sections["State"])
+    assert sections["Laws"].count("law ") >= 2
+    assert "Examples" in sections or module.inputs
+    assert re.search(rf"`{name}` .*\| (0|\d+e-\d+) \|", sections["Conformance"])
+
+
 def test_every_link_leads_somewhere(gallery):
     for page in gallery.GALLERY.glob("*.md"):
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):

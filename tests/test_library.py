@@ -332,21 +332,27 @@ def test_the_steps_of_quest_are_the_best(bits):
     assert best_step(bits) == pytest.approx(QUEST[bits], abs=1e-3)
 
 
-def test_draws():
+def test_draws(record_property):
     """add_noise adds its draw of the stated std; apollo equals apollo_with on the projection it drew, entries of variance 1 / rank, anew every gap steps."""
     g = {"x": np.zeros((200, 100))}
     rule = updsl.load("add_noise", std=3)
     out, *_ = rule.interpret.update(g, rule.interpret.init(g), g)
     assert np.std(out["x"]) == pytest.approx(3, rel=0.02)
+    unit = updsl.load("add_noise")
+    one, *_ = unit.interpret.update(g, unit.interpret.init(g), g)
+    np.testing.assert_allclose(out["x"], 3 * one["x"], rtol=1e-12)
+    record_property("mathematics", f"add_noise {np.max(np.abs(out['x'] - 3 * one['x'])) / np.max(np.abs(out['x'])):.17g}")
     apollo, given = updsl.load("apollo", rank=50, gap=3), updsl.load("apollo_with")
     rng, w = np.random.default_rng(0), {"x": np.zeros((60, 40))}
-    state, other, drawn = apollo.interpret.init(w), given.interpret.init(w), []
+    state, other, drawn, worst = apollo.interpret.init(w), given.interpret.init(w), [], 0.0
     for _ in range(6):
         g = {"x": rng.normal(size=(60, 40))}
         out, state, *_ = apollo.interpret.update(g, state, w)
         drawn.append(state.kept.values["random_apollo.P"]["x"])
         expected, other, *_ = given.interpret.update(g, other, w, P={"x": drawn[-1]})
         np.testing.assert_allclose(out["x"], expected["x"], rtol=1e-9, atol=1e-12)
+        worst = max(worst, np.max(np.abs(out["x"] - expected["x"])) / np.max(np.abs(expected["x"])))
+    record_property("mathematics", f"apollo {worst:.17g}")
     assert np.std(drawn[0]) == pytest.approx(50**-0.5, rel=0.05)
     assert np.array_equal(drawn[0], drawn[2])
     assert not np.array_equal(drawn[2], drawn[3])
