@@ -22,7 +22,7 @@ def pairs():
             yield pytest.param(case, backend, marks=compiled if backend == "inductor" else [], id=f"{name(case)}-{backend}")
 
 
-@pytest.mark.parametrize(("case", "backend"), pairs())
+@pytest.mark.parametrize(("case", "backend"), list(pairs()))
 def test_equals_the_official_code(case, backend, record_property):
     found = golden.worst(case, backend)
     record_property("golden", f"{case.file} {case.rule} {backend} {max(found.values()):.17g}")

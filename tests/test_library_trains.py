@@ -134,6 +134,6 @@ def compiled():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name, dtype", compiled())
+@pytest.mark.parametrize("name, dtype", list(compiled()))
 def test_every_rule_trains_under_torch_compile(name, dtype):
     check(name, "inductor", dtype)
