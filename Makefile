@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check kernels lint format types docs nightly wheel clean
+.PHONY: help demo test check kernels lint format types docs benchmarks nightly wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("updsl needs Python 3.11 or later; this is %d.%d: make PYTHON=python3.11 …" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -43,6 +43,10 @@ format: $(READY) ## format the code
 
 docs: $(READY) ## write docs/rules, the gallery of the library
 	$(BIN)/python docs/write_gallery.py
+
+benchmarks: ## measure everything, half an hour; writes docs/performance.md
+	PYTHON=$(PYTHON) benchmarks/other_venv.sh
+	.venv-bench/bin/python -m benchmarks
 
 nightly: $(READY) ## the tests with many more random examples
 	$(BIN)/python -m pytest -q -n $(WORKERS) --timeout=3600 --hypothesis-profile=nightly

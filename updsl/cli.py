@@ -329,6 +329,40 @@ def fmt(files: tuple[str, ...], only_check: bool) -> int:
 
 
 @cli.command()
+@click.argument("rule", metavar="RULE")
+@click.option("--backend", "backends", metavar="NAME", multiple=True, help="Measure this one beside torch. May be repeated.  [auto]")
+@click.option(
+    "--set",
+    "tensors",
+    metavar="SET",
+    default="P2",
+    show_default=True,
+    help="P1: GPT-2 small, P2: 200 × 64×64, P3: 4096×4096, P4: Llama 7B ÷ 8, N300: 300 mixed.",
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=9, show_default=True, help="Rounds, in each of which every backend is measured.")
+@OUTPUT
+def bench(rule: str, backends: tuple[str, ...], tensors: str, rounds: int, output: str) -> None:
+    """How fast RULE is: its backends against eager torch, on tensors like a model's.
+
+    First each is compared with the float64 interpreter. Threads are torch's: OMP_NUM_THREADS=1 measures with one.
+    """
+    from updsl.bench.machine import machine
+    from updsl.bench.report import report
+    from updsl.bench.rules import bench
+    from updsl.bench.sets import SETS, shapes_of
+    from updsl.runtime.rule import load
+
+    try:
+        found = bench(load(rule), shapes_of(tensors), backends or ("auto",), rounds)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if output == "json":
+        say_json({"set": tensors, **found, "machine": machine()})
+    else:
+        say(report(found, f"{tensors} ({SETS[tensors]})" if tensors in SETS else tensors))
+
+
+@cli.command()
 @click.argument("rule", metavar="[RULE]", default="zclip")
 @click.option("--steps", type=click.IntRange(1, 1_000_000), help="Training steps of each run.  [300]")
 @click.option("--seeds", type=click.IntRange(1, 1000), help="Runs of each method.  [2]")

@@ -1,0 +1,1 @@
+"""How fast a rule is: one protocol for `updsl bench` and for benchmarks/."""
