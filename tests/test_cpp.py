@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,103 @@ def test_threads_with_optimizers_of_their_own() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(trained, range(4)))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+# --- what once went wrong --------------------------------------------------------------------------------------------
+
+SHAPES_OF_MANY_CLASSES = {"a": (5, 7), "b": (9,), "c": (3, 4, 2)}
+
+
+def block(*lines: str) -> str:
+    return "rule q:\n" + "".join(f"    {line}\n" for line in lines)
+
+
+CASES = {
+    "values of two classes that are complete after different sweeps": block(
+        "x = if ndim > 1 then tanh(g/norm(g)) else g",
+        "n = norm(x) per all",
+        "y = tanh(g/norm(g))",
+        "m = norm(y) + max(y) per tensor",
+        "return x/n + m",
+    ),
+    "one name in two classes": block(
+        "a = if ndim > 1 then norm(g)*2 else norm(g)/(max(norm(g) per tensor) per all)", "state s = 0", "s ← 0.5*s + a", "watch s2 = s", "return g"
+    ),
+    "states that are true or false": block("state e = false", "e ← e or g > 0.5", "return if e then g else 0"),
+    "blocks only where nothing runs": block("state s = 0 per block(4)", "every 2:", "    s ← mean(g) per block(4)", "watch x = max(s)", "return g"),
+    "names that C++ has": block("l = g*2", "r = l + 1", "bad = r*r", "template = bad + (mean(g) per column)", "entry = template*norm(r)", "return entry"),
+    "dot of rows and columns": block("d = dot(norm(g) per row, norm(g) per column)", "return g*d"),
+}
+
+
+def stepped(text: str, backend: str, change: Any = lambda t, g: g, groups: Any = None, shapes: Any = None) -> list[np.ndarray]:
+    """What three steps give: gradients and watches."""
+    shapes = shapes or SHAPES_OF_MANY_CLASSES
+    y = updsl.compile(updsl.parse(text), {n: torch.zeros(s, dtype=torch.float64) for n, s in shapes.items()}, backend=backend, groups=groups)
+    found: list[np.ndarray] = []
+    for t in range(3):
+        g = change(t, {n: normal(*s, salt=10 * t + i, dtype=torch.float64) for i, (n, s) in enumerate(shapes.items())})
+        watches = y.step(g)
+        found += [x.numpy() for x in g.values()]
+        found += [np.asarray(x) for w in watches.values() for x in (w.values() if isinstance(w, dict) else [w])]
+    return found
+
+
+def assert_as_interpreted(text: str, **more: Any) -> None:
+    for mine, theirs in zip(stepped(text, "cpp", **more), stepped(text, "interpret", **more), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_interpreted(case: str) -> None:
+    assert_as_interpreted(CASES[case])
+
+
+def test_a_group_without_gradients() -> None:
+    text = block("state s = 0 per group", "s ← 0.5*s + (norm(g) per group)", "return g*s")
+    assert_as_interpreted(text, groups=[{"params": ["a"]}], change=lambda t, g: g if t else {"a": g["a"]})
+
+
+@pytest.mark.parametrize("text", ["g*0 + mean(g)", "g*0 + (mean(norm(g) per row) per all)", "g*0 + norm(g) + std(g)"])
+def test_infinite_entries(text: str) -> None:
+    def infinite(t: int, g: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        g["a"][0, 0] = float("inf")
+        return g
+
+    assert_as_interpreted(text, change=infinite, shapes={"a": (300, 300)})
+
+
+def test_arrays_of_another_type_than_before() -> None:
+    rule, params = updsl.parse(block("input h", "return g + h")), {"x": torch.zeros(4)}
+    y = updsl.compile(rule, params, backend="cpp")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        g = {"x": torch.ones(4)}
+        y.step(g, h={"x": torch.full((4,), 2.0, dtype=dtype)})
+        assert g["x"].tolist() == [3.0] * 4
+
+
+def test_an_input_that_is_another_gradient() -> None:
+    a, b = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([a, b], lr=1.0)
+    handle = updsl.attach(optimizer, updsl.parse(block("input h", "return 2*h/(norm(g) per all) + g")), names=[("a", a), ("b", b)], backend="cpp")
+    a.grad, b.grad = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
+    handle.inputs(h={"a": b.grad, "b": a.grad})
+    optimizer.step()
+    assert torch.allclose(b.detach(), -torch.tensor([1.2, 4.0, 0.0]))
+    assert torch.allclose(a.detach(), -torch.tensor([3.0, 1.6, 0.0]))
+
+
+def test_states_and_gradients_of_the_past_are_let_go() -> None:
+    rule, params = updsl.parse(J1), {"x": torch.zeros(8, 8)}
+    y = updsl.compile(rule, params, backend="cpp")
+    first = torch.ones(8, 8)
+    y.step({"x": first})
+    y.step({"x": torch.ones(8, 8)})
+    (state,) = [x for cells in y.state.values.values() for x in cells.values()]
+    gone = weakref.ref(first), weakref.ref(state)
+    del first, state, y
+    gc.collect()
+    assert [r() for r in gone] == [None, None]
 
 
 # --- where there are no kernels --------------------------------------------------------------------------------------

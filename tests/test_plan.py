@@ -86,6 +86,9 @@ def plan_of(text: str) -> Plan:
         ("adagc", 2, 12, 4),
         ("clip norm > 1 per all", 2, 12, 4),
         ("norm per row → clip z > 2.5", 2, 12, 12),
+        ("g * min(1, 1 / norm(g))", 2, 12, 4),
+        ("min(1, 1 / norm(g)) * g", 2, 12, 4),
+        ("g * (1 / (norm(g) per column)) → clip z > 2.5", 2, 12, 12),
         ("sign", 1, 8, 8),
     ],
 )

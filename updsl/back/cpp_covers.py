@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from updsl.back.cpp_reduce import is_power
-from updsl.core.ir import Apply, Expr, Program, Reduce, Ref, Type, roots, walk
+from updsl.core.ir import Apply, Expr, Program, Reduce, Ref, Type, joined, roots, walk
 from updsl.core.ops import OPS
 from updsl.core.scope import ELEMENT, Scope
 
@@ -50,6 +50,8 @@ def _of_node(n: Expr) -> Iterator[str]:
             yield "windows (`history`)"
         case Reduce(op="median" | "quantile" as op):
             yield f"`{op}`"
+        case Reduce(args=(x, y)) if ELEMENT not in (x.type.scope, y.type.scope) and joined(x.type, y.type).scope == ELEMENT:
+            yield f"`{n.op}` of values for rows and values for columns"
         case Reduce() if is_power(n):
             yield f"norms of p = {n.static[0]:g}"
         case Reduce() if any(a.type.window for a in n.args):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -83,21 +84,25 @@ class Tables:
 
 
 class Run:
-    """A run of steps in place over the same tensors: where a step goes on from the last, its tables hold. tables: by the blocks that run, each with the weights
-    that it points to."""
+    """A run of steps in place over the same tensors: where a step goes on from the last, its tables hold. tables: by the blocks that run, each with the
+    addresses of the weights that it points to."""
 
     def __init__(self, state: RuleState, frame: Frame):
-        self.state = state
         self.names, self.groups = list(frame.g), frame.group_of
-        self.dtypes = list(map(DTYPE, frame.g.values()))
-        self.tables: dict[frozenset[tuple[int, str]], tuple[Tables, Mapping[str, Tensor]]] = {}
+        self.dtypes = dtypes_of(frame)
+        self.tables: dict[frozenset[tuple[int, str]], tuple[Tables, np.ndarray]] = {}
+        self.goes_on_from(state)
+
+    def goes_on_from(self, state: RuleState) -> None:
+        """The state is its owner's: a run ends where nobody holds it any more."""
+        self._state = weakref.ref(state)
+
+    @property
+    def state(self) -> RuleState | None:
+        return self._state()
 
     def goes_on(self, frame: Frame) -> bool:
-        return (
-            self.names == list(frame.g)
-            and (self.groups is frame.group_of or self.groups == frame.group_of)
-            and self.dtypes == list(map(DTYPE, frame.g.values()))
-        )
+        return self.names == list(frame.g) and (self.groups is frame.group_of or self.groups == frame.group_of) and self.dtypes == dtypes_of(frame)
 
 
 class CppBackend:
@@ -109,6 +114,7 @@ class CppBackend:
         self.to_plan, self.build = to_plan, build
         self.torch = TorchBackend(programs, class_of, tensors)
         self.source: dict[str, str] = {}
+        self._has_streams = any(i.type.scope == ELEMENT for p in self.programs for i in p.inputs)
         self._has_blocks = any(isinstance(s, Every) for p in self.programs for s in p.body)
         self.writes = any(p.weight is not None for p in self.programs)
         self._plans: dict[tuple, Plan] = {}
@@ -141,8 +147,8 @@ class CppBackend:
         return Result({name: out[name] for name in frame.g}, weights if self.writes else None, watches, after)
 
     def steps_in_place(self, frame: Frame) -> bool:
-        """Whether this step can be taken in place."""
-        return self.takes(frame) and all(x.is_contiguous() for x in (*frame.g.values(), *frame.w.values()))
+        """Whether this step can be taken in place. Not with inputs for each entry, which may be memory that an earlier sweep writes."""
+        return not self._has_streams and self.takes(frame) and all(x.is_contiguous() for x in (*frame.g.values(), *frame.w.values()))
 
     @torch.no_grad()
     def step_in_place(self, state: RuleState, frame: Frame) -> Result:
@@ -150,27 +156,35 @@ class CppBackend:
         before is gone. Everything that can fail is done before the first entry is written."""
         run = next((r for r in self._runs if r.state is state), None)
         if run is None or not run.goes_on(frame):
-            run = self.new_run(owned(self.torch.started(state, frame)), frame)
+            state = owned(self.torch.started(state, frame))
+            run = self.new_run(state, frame)
         running = self.running(state, frame)
-        tables, w = run.tables.get(running, (None, None))
+        tables, pointed = run.tables.get(running, (None, None))
         if tables is None:
-            tables = self.new_tables(run.state, frame)
-            point_to_states(tables, run.state, run.state, frame)
-        if w is not frame.w:
+            tables = self.new_tables(state, frame)
+            point_to_states(tables, state, state, frame)
+        w = addresses(frame.w)
+        if pointed is None or not np.array_equal(w, pointed):
             point_to_weights(tables, frame, frame.w)
-            run.tables[running] = tables, frame.w
+            run.tables[running] = tables, w
         point_to_gradients(tables, frame, frame.g)
-        after = RuleState(run.state.values, state.run + 1, counted(state, frame))
+        after = RuleState(state.values, state.run + 1, counted(state, frame))
         result = Result(dict(frame.g), dict(frame.w) if self.writes else None, {}, after)
         watches = self.run(tables, frame, after, in_place=True)
-        run.state = after
+        run.goes_on_from(after)
         return replace(result, watches=watches, overflowed=tables.overflowed)
 
     def new_run(self, state: RuleState, frame: Frame) -> Run:
         """In the place of the oldest, where there are many."""
         with self._lock:
-            self._runs = [*self._runs[-MOST_RUNS + 1 :], Run(state, frame)]
+            living = [run for run in self._runs if run.state is not None]
+            self._runs = [*living[-MOST_RUNS + 1 :], Run(state, frame)]
             return self._runs[-1]
+
+    def forget(self, state: RuleState) -> None:
+        """The run that goes on from this state: its arrays are elsewhere now."""
+        with self._lock:
+            self._runs = [run for run in self._runs if run.state is not state]
 
     def takes(self, frame: Frame) -> bool:
         """Whether the tensors are memory of the host, as kernels need it."""
@@ -381,6 +395,11 @@ def counted(state: RuleState, frame: Frame) -> dict[str, Any]:
     if state.t.keys() == frame.g.keys():
         return {name: n + 1 for name, n in state.t.items()}
     return state.t | {name: state.t.get(name, 0) + 1 for name in frame.g}
+
+
+def dtypes_of(frame: Frame) -> list[torch.dtype]:
+    """Of the gradients and weights."""
+    return [*map(DTYPE, frame.g.values()), *map(DTYPE, frame.w.values())]
 
 
 def owned(state: RuleState) -> RuleState:

@@ -45,7 +45,7 @@ MEAN = Accumulator(
     ("0", "0"),
     "{1} += {x} - {0};",
     ("", "+"),
-    "{0} += ({b0} == {0} ? 0 : {b0} - {0}) * ({m} / ({n} + {m}));",
+    "{0} += ({b0} - (is_finite({0}) ? {0} : 0)) * ({m} / ({n} + {m}));",
     "{0} += {1} / {n};",
     shifted=True,
 )
@@ -53,7 +53,7 @@ VARIANCE = Accumulator(
     ("0", "0", "0"),
     "{{ const wide d = {x} - {0}; {1} += d; {2} += d * d; }}",
     ("", "+", "+"),
-    "{{ const wide d = {b0} == {0} ? 0 : {b0} - {0}; {0} += d * ({m} / ({n} + {m})); {1} += {b1} + d * d * ({n} * {m} / ({n} + {m})); }}",
+    "{{ const wide d = {b0} - (is_finite({0}) ? {0} : 0); {0} += d * ({m} / ({n} + {m})); {1} += {b1} + d * d * ({n} * {m} / ({n} + {m})); }}",
     "{{ const wide d = {1} / {n}, rest = {2} - {1} * d; {1} = rest < 0 ? 0 : rest; {0} += d; }}",
     shifted=True,
 )
@@ -125,7 +125,8 @@ def result(e: Reduce, kind: Accumulator) -> str:
         case "std":
             return "double(std::sqrt({1} / {n}))"
         case "norm" | "rms" if kind is VARIANCE:
-            return "double(std::sqrt({1} + {n} * {0} * {0}))" if e.op == "norm" else "double(std::sqrt({1} / {n} + {0} * {0}))"
+            size = "std::sqrt({1} + {n} * {0} * {0})" if e.op == "norm" else "std::sqrt({1} / {n} + {0} * {0})"
+            return f"(is_finite({{0}}) ? double({size}) : double(std::abs({{0}})))"
         case "rms":
             return "double(std::sqrt({0} / {n}))"
         case "norm" if kind is SQUARES:

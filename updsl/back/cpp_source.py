@@ -16,7 +16,7 @@ from updsl.back.cpp_prelude import PRELUDE
 from updsl.back.cpp_reduce import Accumulation, accumulations, accumulator, one_more, result, statements
 from updsl.back.cpp_sweep import DEPTH, Sweeping, expressions, indented
 from updsl.back.torch_names import Names
-from updsl.core.ir import Binding, Expr, Program, Reduce, Ref, State, is_shared, walk
+from updsl.core.ir import Binding, Expr, Program, Reduce, Ref, State, is_shared, roots, walk
 from updsl.core.plan import AFTER, Joint, Local, Plan, Sweep
 from updsl.core.scope import COLUMN, GROUP, ROW, TENSOR, Scope
 from updsl.core.straight import Root
@@ -86,7 +86,9 @@ def generate(plan: Plan, kinds: Sequence[Kind], name: str) -> Code:
 def layout_of(plan: Plan, owner: int) -> tuple[Layout, int]:
     """How the tensors of a class are walked through: by rows, by blocks of k entries, or as one run of entries."""
     scopes = {n.scope if isinstance(n, Reduce) else n.type.scope for s in plan.sweeps_of(owner) for e in expressions(s) for n in walk(e)}
-    sizes = {s.size for s in scopes if s.size}
+    program = plan.programs[owner]
+    everywhere = (n.type.scope for e in roots(program) for n in walk(e))
+    sizes = {s.size for s in (*everywhere, *(s.type.scope for s in program.states)) if s.size}
     if sizes:
         return "blocks", sizes.pop()
     return ("rows" if scopes & {ROW, COLUMN} else "flat"), 0
@@ -104,6 +106,7 @@ class Writer:
     def __init__(self, plan: Plan, kinds: Sequence[Kind], name: str):
         self.plan, self.name = plan, name
         self.model, self.group = Table(), Table()
+        self.group.of(("size", "present"), "i64", "present")
         self.of_kind = [OfKind(plan, k, f"{n}", self) for n, k in enumerate(kinds)]
         self.lines: list[str] = []
         self.states: dict[str, State] = {s.name: s for p in plan.programs.values() for s in p.states}
@@ -174,7 +177,7 @@ class Writer:
     def for_each(self, scope: Scope, body: Sequence[str]) -> Iterator[str]:
         """For the model, or for each group."""
         if scope == GROUP:
-            yield "for (i64 k = 0; k < M.groups; ++k) {"
+            yield "for (i64 k = 0; k < M.groups; ++k) if (G[k].present) {"
             yield from indented(body)
             yield "}"
         else:
@@ -241,9 +244,9 @@ class Writer:
         for k in self.of_kind:
             yield from k.commit(self.plan.leaving.get(k.kind.owner, ()))
         yield f"static void commit({self.tables}) {{"
-        for (scope, classes), roots in self.plan.joint.items():
+        for (scope, classes), leaving in self.plan.joint.items():
             if any(k.kind.owner in classes for k in self.of_kind):
-                yield from indented(self.for_each(scope, list(self.commit(scope, roots))))
+                yield from indented(self.for_each(scope, list(self.commit(scope, leaving))))
         yield "}"
         yield ""
 
@@ -267,7 +270,6 @@ class Writer:
         self.model.of(("size", "groups"), "i64", "groups")
         self.model.of(("size", "in_place"), "i64", "in_place")
         self.model.of(("size", "parallel"), "i64", "parallel")
-        self.group.of(("size", "present"), "i64", "present")
         for k in self.of_kind:
             self.model.of(("tensors", k.n), "i64", f"tensors{k.n}")
             self.model.of(("chunks", k.n), "i64", f"chunks{k.n}")
@@ -535,7 +537,7 @@ class OfKind:
 
     def sweep(self, s: Sweep, level: int) -> Iterator[str]:
         made = accumulations(s.partials)
-        slots = columns = 0
+        slots, columns = self.slots, 0  # parts that are completed with those of other classes wait for them; those of columns do not
         for a in made:
             if a.readers[0][1].scope == COLUMN:
                 at, columns = columns, columns + len(a.kind.start)

@@ -24,7 +24,10 @@ LANES = 16
 COMBINED = {"+": "{0} += {1};", "max": "{0} = {1} > {0} ? {1} : {0};", "min": "{0} = {1} < {0} ? {1} : {0};"}
 """How two lanes combine, by the sign of a slot."""
 RESERVED = frozenset(
-    "T K M G H i j n at x y d c m rest real wide load store to_odd bits half bfloat double float bool long int char void new this auto do".split()
+    "T K M G i j n r l b at x y d c m bad entry whole rest real wide load store to_odd bits half bfloat double float bool long short int char void new this "
+    "auto do goto register signed unsigned struct switch case default template typename union using virtual volatile const constexpr enum extern static inline "
+    "operator private public protected friend delete throw try catch typedef sizeof namespace mutable export explicit asm alignas alignof decltype noexcept "
+    "nullptr xor compl concept requires main std".split()
 )
 
 
@@ -59,7 +62,8 @@ class Sweeping:
             text = f"{self.names.of(r, r.name)}[j]"
             return f"({text} != 0)" if r.type.boolean else text
         if r.type.scope == ELEMENT and r.kind != "value":
-            return self.entry(stream_of(r))
+            text = self.entry(stream_of(r))
+            return f"({text} != 0)" if r.type.boolean else text
         return self.names.of((r.kind, r.name), r.name)
 
     def entry(self, s: Stream) -> str:

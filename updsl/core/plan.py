@@ -146,7 +146,7 @@ class Summary:
         return self._mean(lambda c: c.state_bytes / c.numel)
 
     def _mean(self, of: Callable[[TensorsOfClass], float]) -> float:
-        return sum(of(c) * c.numel for c in self.classes) / sum(c.numel for c in self.classes)
+        return sum(of(c) * c.numel for c in self.classes) / max(1, sum(c.numel for c in self.classes))
 
     def __str__(self) -> str:
         lines = []

@@ -32,7 +32,9 @@ def condition(program: Program) -> Expr | None:
                 return Const(True)
             case Ref(name, "value") if name in meant:
                 return same(meant[name])
-            case Apply("mul", (c, x)) | Apply("mul", (x, c)) | Apply("div", (x, c)) if is_number(c):
+            case Apply("mul" | "div", (x, c)) if is_number(c):
+                return both(Apply("eq", (c, ONE), CONDITION), same(x))
+            case Apply("mul", (c, x)) if is_number(c):
                 return both(Apply("eq", (c, ONE), CONDITION), same(x))
             case Apply("select", (c, x, y)) if is_number(c):
                 a, b = same(x) or Const(False), same(y) or Const(False)

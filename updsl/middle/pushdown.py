@@ -115,10 +115,10 @@ class Within:
                 return self.base(how, static, x) if found == self.base(how, static, meant) else found
             case Apply("neg", (y,)):
                 return self.scaled(how, static, Const(-1.0), y)
-            case Apply("mul", (c, y)) | Apply("mul", (y, c)) if self.is_constant(c):
+            case Apply("mul" | "div" as op, (y, c)) if self.is_constant(c):
+                return self.scaled(how, static, c, y, op)
+            case Apply("mul", (c, y)) if self.is_constant(c):
                 return self.scaled(how, static, c, y)
-            case Apply("div", (y, c)) if self.is_constant(c):
-                return self.scaled(how, static, c, y, "div")
             case Apply("add" | "sub" as sign, (y, c)) if self.is_constant(c) and how in ("sum", "mean", "std", "min", "max"):
                 inner = self.of(how, static, y)
                 return inner if how == "std" else self.op(sign, inner, self.constant(how, static, c))

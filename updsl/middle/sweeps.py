@@ -75,16 +75,16 @@ class Levels:
         """The coarser values of a stage, in order: as few phases as their dependences allow."""
         waiting = [s for s in self.order if self.is_of_stage(s, level)]
         while waiting:
-            names = {b.name for s in waiting for _, b in bindings_of(s)}
-            done: set[str] = set()
+            names = {name for s in waiting for name in self.given_by(s)}
+            done: set[tuple[int, str]] = set()
             for kind in (schedule.Local, schedule.Shared):
                 taken, left = [], []
                 for s in waiting:
-                    reads = {n for c, b in bindings_of(s) for n in values_read(b.expr) if (c, n) not in self.full}
+                    reads = {(c, n) for c, b in bindings_of(s) for n in values_read(b.expr) if (c, n) not in self.full}
                     fits = isinstance(s, kind) and not (reads & names - done)
                     (taken if fits else left).append(s)
                     if fits:
-                        done |= {b.name for _, b in bindings_of(s)}
+                        done |= self.given_by(s)
                 waiting = left
                 if kind is schedule.Local:
                     for c in self.programs:
@@ -93,6 +93,11 @@ class Levels:
                             yield Local(c, own_)
                 elif taken:
                     yield Joint(tuple((s.name, {c: b.expr for c, b in s.bindings.items()}) for s in taken if isinstance(s, schedule.Shared)))
+
+    def given_by(self, step: schedule.Step) -> set[tuple[int, str]]:
+        """(class, name) of the values that a step gives; one of several tensors is known to all classes."""
+        found = {(c, b.name) for c, b in bindings_of(step)}
+        return found | {(c, name) for _, name in found for c in self.programs} if isinstance(step, schedule.Shared) else found
 
     def is_of_stage(self, step: schedule.Step, level: int) -> bool:
         match step:

@@ -158,12 +158,12 @@ static void stage1_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
             const wide * b0 = T.columns + (c * COLUMNS0 + 0) * T.cols, * b1 = T.columns + (c * COLUMNS0 + 1) * T.cols, * b2 = T.columns + (c * COLUMNS0 + 2) * T.cols;
             const wide m = K[T.first + c].end - K[T.first + c].begin;
 #pragma omp simd
-            for (i64 j = 0; j < T.cols; ++j) { { const wide d = b0[j] == a0[j] ? 0 : b0[j] - a0[j]; a0[j] += d * (m / (n + m)); a1[j] += b1[j] + d * d * (n * m / (n + m)); } }
+            for (i64 j = 0; j < T.cols; ++j) { { const wide d = b0[j] - (is_finite(a0[j]) ? a0[j] : 0); a0[j] += d * (m / (n + m)); a1[j] += b1[j] + d * d * (n * m / (n + m)); } }
             n += m;
         }
     }
     for (i64 j = 0; j < T.cols; ++j) {
-        const double x = double(std::sqrt(T.columns[1 * T.cols + j] + wide(T.rows) * T.columns[0 * T.cols + j] * T.columns[0 * T.cols + j]));
+        const double x = (is_finite(T.columns[0 * T.cols + j]) ? double(std::sqrt(T.columns[1 * T.cols + j] + wide(T.rows) * T.columns[0 * T.cols + j] * T.columns[0 * T.cols + j])) : double(std::abs(T.columns[0 * T.cols + j])));
         T.c_norm_n[j] = x;
         T.f_norm_n[j] = (float)x;
     }
@@ -184,7 +184,7 @@ static void stage1_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
         for (i64 j = 0; j < T.cols; ++j) {
             const wide x = ((T.c_norm_n[j] == 0.0) ? 0.0 : (T.c_mean[j] / T.c_norm_n[j]));
             if (n == 0) { a0 = x; a1 = wide(0); }
-            else { a0 += (x == a0 ? 0 : x - a0) * (wide(1) / (n + wide(1))); }
+            else { a0 += (x - (is_finite(a0) ? a0 : 0)) * (wide(1) / (n + wide(1))); }
             n += 1;
         }
         T.v_shared_mean = double(a0);
@@ -210,7 +210,7 @@ static void stage1_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
         for (i64 j = 0; j < T.cols; ++j) {
             const wide x = ((T.c_norm_n[j] == 0.0) ? 0.0 : (T.c_mean[j] / T.c_norm_n[j]));
             if (n == 0) { a0 = x; a1 = wide(0); a2 = wide(0); }
-            else { { const wide d = x == a0 ? 0 : x - a0; a0 += d * (wide(1) / (n + wide(1))); a1 += wide(0) + d * d * (n * wide(1) / (n + wide(1))); } }
+            else { { const wide d = x - (is_finite(a0) ? a0 : 0); a0 += d * (wide(1) / (n + wide(1))); a1 += wide(0) + d * d * (n * wide(1) / (n + wide(1))); } }
             n += 1;
         }
         T.v_std_2 = double(std::sqrt(a1 / n));

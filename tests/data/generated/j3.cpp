@@ -68,8 +68,8 @@ struct Model {
     i64 chunks0;
 };
 struct Group {
-    double b_lr;
     i64 present;
+    double b_lr;
 };
 struct Tensor0 {
     i64 rows;
