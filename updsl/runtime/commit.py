@@ -4,27 +4,114 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
 
+WORK = 10_000
+"""How many cases are tried, at most, to tell whether interleaved tensors share an entry."""
 
-def writable(tensors: Mapping[str, torch.Tensor], what: str) -> None:
-    """Raises UpdslError for a tensor that cannot be written in place: entries that share memory, with each other or with another tensor's, and
-    inference tensors outside inference mode."""
-    seen: dict[int, str] = {}
+
+def writable(tensors: Mapping[str, torch.Tensor], what: str, read: Mapping[str, torch.Tensor] | None = None, read_what: str = "") -> None:
+    """Raises UpdslError for a tensor that cannot be written in place: entries that share memory, with each other, with another tensor's or with what is read,
+    and inference tensors outside inference mode."""
     for name, x in tensors.items():
-        if any(stride == 0 and n > 1 for n, stride in zip(x.shape, x.stride(), strict=True)):
-            raise _refused(f"{what} of `{name}` is expanded: its entries share memory", "make it dense first: `.clone()`")
         if x.is_inference() and not torch.is_inference_mode_enabled():
             raise _refused(f"{what} of `{name}` was made in inference mode, and cannot be written outside of it", "step in inference mode too")
-        other = seen.setdefault(x.data_ptr(), name) if x.numel() else name
-        if other != name:
-            raise _refused(f"{what} of `{name}` and of `{other}` are the same memory", "give each tensor its own: `.clone()`")
+    apart(tensors, what, read, read_what)
+
+
+def apart(written: Mapping[str, torch.Tensor], what: str, read: Mapping[str, torch.Tensor] | None = None, read_what: str = "") -> None:
+    """Raises UpdslError if an entry that is written shares memory with another: of its own tensor, of another, or of one that is read."""
+    for name, x in written.items():
+        if not x.is_contiguous() and shares_with_itself(x):
+            raise _refused(f"{what} of `{name}` is expanded: its entries share memory", "make it dense first: `.clone()`")
+    read = read or {}
+    found = overlapping(list(written.values()), list(read.values()))
+    if found is None:
+        return
+    (i, x), (j, y) = found
+    names = [*written, *read]
+    other, mine = names[i], names[j]
+    if j < len(written):
+        who = f"{what} of `{mine}` and of `{other}`"
+    else:
+        who = f"{what} of `{other}` and {read_what} of `{mine}`"
+    raise _refused(f"{who} {'are the same' if x.data_ptr() == y.data_ptr() else 'overlap in'} memory", "give each tensor its own: `.clone()`")
+
+
+Place = tuple[int, torch.Tensor]
+
+
+def overlapping(written: Sequence[torch.Tensor], read: Sequence[torch.Tensor] = ()) -> tuple[Place, Place] | None:
+    """Two tensors that share an entry, one of them written, with their places among all, in order; None if there are none. Where the ranges of addresses do
+    not meet, as is usual, it costs a sort."""
+    tensors = [*written, *read]
+    ranges = sorted((begin, begin + n, i) for i, (begin, n) in enumerate(zip(map(torch.Tensor.data_ptr, tensors), map(reach, tensors), strict=True)) if n)
+    if all(a[1] <= b[0] for a, b in pairwise(ranges)):
+        return None
+    open_: list[tuple[int, int]] = []
+    for begin, end, i in ranges:
+        open_ = [(stop, j) for stop, j in open_ if stop > begin]
+        for _, j in open_:
+            first, last = sorted((i, j))
+            if first < len(written) and share(tensors[first], tensors[last]):
+                return (first, tensors[first]), (last, tensors[last])
+        open_.append((end, i))
+    return None
+
+
+def reach(x: torch.Tensor) -> int:
+    """How many bytes there are from the first entry to the end of the last."""
+    if x.is_contiguous() or not x.numel():
+        return x.nbytes
+    return (sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) + 1) * x.element_size()
+
+
+def share(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether two tensors whose ranges meet share an entry: they need not, if they are interleaved, as columns of a matrix are. No memory is read."""
+    if x.is_contiguous() and y.is_contiguous():
+        return True
+    try:
+        return np.shares_memory(np.asarray(_Entries(x)), np.asarray(_Entries(y)), max_work=WORK)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+class _Entries:
+    """Where a tensor's entries are, as NumPy asks for it."""
+
+    def __init__(self, x: torch.Tensor):
+        size = x.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (x.data_ptr(), False),
+            "shape": tuple(x.shape),
+            "strides": tuple(n * size for n in x.stride()),
+            "typestr": f"|V{size}",
+        }
+
+
+def shares_with_itself(x: torch.Tensor) -> bool:
+    """Whether two entries of a tensor are one."""
+    axes = sorted((stride, n) for n, stride in zip(x.shape, x.stride(), strict=True) if n > 1)
+    room = 1
+    for stride, n in axes:
+        if stride < room:
+            break
+        room += stride * (n - 1)
+    else:
+        return False
+    offsets = torch.zeros((), dtype=torch.int64)
+    for stride, n in axes:
+        offsets = offsets[..., None] + stride * torch.arange(n)
+    return axes[0][0] == 0 or offsets.unique().numel() < x.numel()
 
 
 def write(targets: list[torch.Tensor], values: list[torch.Tensor]) -> None:
