@@ -13,6 +13,7 @@ from updsl.core.diagnostic import UpdslError
 if TYPE_CHECKING:
     from updsl.explanation import explain
     from updsl.runtime.compiled import compile
+    from updsl.runtime.flat import flatten
     from updsl.runtime.optimizer import Optimizer, optimizer
     from updsl.runtime.rule import Rule, library, load, parse
     from updsl.runtime.transform import attach
@@ -26,13 +27,14 @@ HOMES = {
     "Rule": "updsl.runtime.rule",
     "explain": "updsl.explanation",
     "compile": "updsl.runtime.compiled",
+    "flatten": "updsl.runtime.flat",
     "attach": "updsl.runtime.transform",
     "Optimizer": "updsl.runtime.optimizer",
     "optimizer": "updsl.runtime.optimizer",
 }
 """Public name → the module it lives in."""
 
-__all__ = ["load", "parse", "library", "Rule", "explain", "compile", "attach", "Optimizer", "optimizer", "UpdslError"]
+__all__ = ["load", "parse", "library", "Rule", "explain", "compile", "flatten", "attach", "Optimizer", "optimizer", "UpdslError"]
 
 
 def __getattr__(name: str) -> Any:

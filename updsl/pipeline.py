@@ -35,11 +35,14 @@ class Backend(Protocol):
 
 @runtime_checkable
 class InPlace(Backend, Protocol):
-    """A backend that can also write `out` into the gradients, new weights into the weights, and states into their own memory."""
+    """A backend that can also write `out` into the gradients, new weights into the weights, and states into their own memory.
+    It is to forget a state whose arrays are then moved."""
 
     def steps_in_place(self, frame: Frame) -> bool: ...
 
     def step_in_place(self, state: RuleState, frame: Frame) -> Result: ...
+
+    def forget(self, state: RuleState) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import is_
 from typing import Any, cast
 
+import numpy as np
 import torch
 
-from updsl.core.frame import Frame, Result
+from updsl.core.diagnostic import Diagnostic, UpdslError
+from updsl.core.frame import Frame, Result, RuleState
 from updsl.core.plan import Summary
 from updsl.pipeline import Engine, InPlace
-from updsl.runtime import arrays
-from updsl.runtime.bind import frame, named, numbers
+from updsl.runtime import arrays, operation
+from updsl.runtime.bind import Layout, frame, named, numbers
 from updsl.runtime.commit import apart, overlapping, uninterrupted, writable, write
+from updsl.runtime.flat import Flat, side_by_side
 from updsl.runtime.inputs import inputs_of
 from updsl.runtime.parameters import rate, set_later
 from updsl.runtime.reference import over_tensors
@@ -27,20 +30,29 @@ def compile(
 ) -> Compiled:
     """A rule made ready for these tensors.
 
-    rule: a rule, a library name or a path. params: the tensors, as a dict, pairs of (name, tensor) or a module; a rule that writes w writes them. backend:
-    "auto" (C++ kernels on a CPU, torch where they do not cover the rule), "cpp" (the same), "torch" (generated torch source, eager), "inductor" (that through
-    torch.compile), "interpret" (the float64 interpreter).
+    rule: a rule, a library name or a path. params: the tensors, as a dict, pairs of (name, tensor), a module, or what `updsl.flatten` gave; a rule that writes
+    w writes them. backend: "auto" (C++ kernels on a CPU, torch where they do not cover the rule), "cpp" (the same), "torch" (generated torch source, eager),
+    "inductor" (that through torch.compile), "interpret" (the float64 interpreter).
     lr, groups, seed: as of `Rule.init` and `Rule.update`; a step may have an lr of its own. watches: whether steps give the rule's watches.
     Raises UpdslError, before any step, for a text, parameter, group or backend that will not do.
     """
-    return Compiled(to_rule(rule, {}), named(params), backend, lr, groups, seed, watches)
+    return Compiled(to_rule(rule, {}), named(params), backend, lr, groups, seed, watches, params if isinstance(params, Flat) else None)
 
 
 class Compiled:
-    """A rule for one set of tensors, with its state; made by `updsl.compile`. state: what it keeps. backend: the one that runs it."""
+    """A rule for one set of tensors, with its state; made by `updsl.compile`. state: what it keeps. backend: the one that runs it. flat: the buffers that the
+    tensors lie in. handle, steps: what the operations of `updsl.runtime.operation` find it by, and count."""
 
     def __init__(
-        self, rule: Rule, params: Mapping[str, torch.Tensor], backend: str, lr: Any, groups: Sequence[Mapping[str, Any]] | None, seed: int, watches: bool
+        self,
+        rule: Rule,
+        params: Mapping[str, torch.Tensor],
+        backend: str,
+        lr: Any,
+        groups: Sequence[Mapping[str, Any]] | None,
+        seed: int,
+        watches: bool,
+        flat: Flat | None = None,
     ):
         for name, p in params.items():
             arrays.supported(p, f"`{name}`")
@@ -53,6 +65,9 @@ class Compiled:
         self._engines: dict[bool, Engine] = {}
         self._engine = self._engine_for(True)
         self._last: Last | None = None
+        self.flat, self._cells = flat, 0
+        self.handle = operation.handle_for(self, rule.name)
+        self.steps = torch.zeros((), dtype=torch.int64)
 
     def _engine_for(self, has_lr: bool) -> Engine:
         if has_lr not in self._engines:
@@ -82,40 +97,88 @@ class Compiled:
         """Values of parameters from the next step on. Raises UpdslError, and sets none, if one is unknown, constant, of the wrong type or out of bounds."""
         self.values |= set_later(self.rule.module, self.rule.constants, params)
 
-    @torch.no_grad()
     def step(self, grads: Mapping[str, torch.Tensor] | None, lr: Any = None, **inputs: Any) -> dict[str, Any]:
         """One step, in place: `out` into the gradients (not if the rule writes w and returns nothing), new weights into the parameters; gives the watches.
 
         grads: name → tensor of the parameter's shape; one that is missing or None takes no part. lr: a number or 0-d tensor. inputs: by name, as of
-        `Rule.update`. All or nothing: on an UpdslError, or any other exception, gradients, parameters and state are as before.
+        `Rule.update`. All or nothing: on an UpdslError, or any other exception, gradients, parameters and state are as before. In a function under
+        torch.compile the step is one operation, and the watches are float64.
         """
+        if torch.compiler.is_compiling():
+            return operation.trace(self, grads, lr, inputs, False)
+        return self.eager(grads, lr, inputs, self.params)
+
+    def step_flat(self, grads: Mapping[str, torch.Tensor], lr: Any = None, **inputs: Any) -> dict[str, Any]:
+        """A step of gradients that lie in buffers: type, such as "float32" → buffer, laid out as those of the `updsl.flatten` that this was compiled for."""
+        if torch.compiler.is_compiling():
+            return operation.trace(self, grads, lr, inputs, True)
+        return self.eager(self.flat_or_refuse().split(grads), lr, inputs, self.params)
+
+    def flat_or_refuse(self) -> Flat:
+        """The buffers. Raises UpdslError if this was compiled for tensors of any memory."""
+        if self.flat is None:
+            message = f"`{self.rule.name}` was compiled for tensors, and not for buffers"
+            raise UpdslError(Diagnostic("not-flat", message, help="compile it for what `updsl.flatten` gives, or use `step`"))
+        return self.flat
+
+    @torch.no_grad()
+    def eager(self, grads: Mapping[str, torch.Tensor] | None, lr: Any, inputs: Mapping[str, Any], params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """The step itself, with the weights in `params`."""
         lr = self.lr if lr is None else rate(lr)
-        if self._last is not None and not inputs and (now := self._last.again(grads, lr, self)) is not None:
+        if self._last is not None and not inputs and params is self.params and (now := self._last.again(grads, lr, self)) is not None:
             return self._step_in_place(now)
         self._last = None
         module, here, given = self.rule.module, self.state.layout, arrays.by_name(grads)
         engine = self._engine = self._engine_for(here.has_lr(lr))
         g = arrays.gradients(from_samples(self.rule, here, given, inputs), here)
         found, batch = inputs_of(module, engine, here, g, inputs, arrays.to_torch)
-        now = frame(module, engine, here, self.values, lr, g, arrays.weights(self.params, g, here), found, batch, self.state.seed, consumed=True)
-        written = {name: x for name, x in given.items() if name in g and self._returns(engine, name)}
-        writable(written, "the gradient")
-        if module.writes_weights:
-            writable({name: self.params[name] for name in g}, "the memory")
-        if isinstance(engine.run, InPlace) and engine.run.steps_in_place(now) and self._writes_all(engine, now, given):
-            if len(now.g) == len(given) and not inputs:
+        now = frame(module, engine, here, self.values, lr, g, arrays.weights(params, g, here), found, batch, self.state.seed, consumed=True)
+        written = self._written(engine, now, given)
+        if isinstance(engine.run, InPlace) and engine.run.steps_in_place(now) and self._writes_all(engine, now, given) and self._inputs_apart(now, written):
+            if len(now.g) == len(given) and not inputs and params is self.params:
                 self._last = Last(now, here.has_lr(lr))
             return self._step_in_place(now)
         result = engine.run.step(self.state.kept, now)
-        self._commit(result, written)
+        self._commit(result, written, params)
         return result.watches
+
+    def _written(self, engine: Engine, now: Frame, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The gradients that a step writes. Raises UpdslError if one of them, or a weight, cannot be written."""
+        written = {name: x for name, x in given.items() if name in now.g and self._returns(engine, name)}
+        writable(written, "the gradient", {name: now.w[name] for name in now.g if engine.reads_weights(name)}, "the weight")
+        if self.rule.writes_weights:
+            writable(now.w, "the memory", {name: x for name, x in now.g.items() if name not in written}, "the gradient")
+        return written
+
+    def _inputs_apart(self, now: Frame, written: Mapping[str, torch.Tensor]) -> bool:
+        """Whether a step in place writes over no input that it still reads."""
+        inputs = [x for cells in now.inputs.values() for x in cells.values() if isinstance(x, torch.Tensor)]
+        return not inputs or overlapping([*written.values(), *(now.w.values() if self.rule.writes_weights else ())], inputs) is None
+
+    def traced(self, has_lr: bool) -> tuple[Engine, Layout]:
+        """What runs steps, with an lr of their own or not, and over what."""
+        here = self.state.layout
+        return self._engine_for(has_lr or here.has_lr(self.lr)), here
 
     def _step_in_place(self, now: Frame) -> dict[str, Any]:
         run = cast(InPlace, self._engine.run)
         with uninterrupted():
             result = run.step_in_place(self.state.kept, now)
             self.state = self.state.after(result.state)
+            if self.flat is not None:
+                self._gather(self.state.kept)
         return result.watches
+
+    def _gather(self, kept: RuleState) -> None:
+        """Moves the state's arrays side by side, into one buffer for each state and type, when there are more of them than before."""
+        count = sum(map(len, kept.values.values()))
+        if count == self._cells:
+            return
+        self._cells = count
+        cast(InPlace, self._engine.run).forget(kept)
+        for cells in kept.values.values():
+            own = [key for key, x in cells.items() if isinstance(x, torch.Tensor) and x.dim() and key in self.params]
+            cells.update(zip(own, side_by_side([cells[key] for key in own]), strict=True))
 
     def _writes_all(self, engine: Engine, now: Frame, given: Mapping[str, torch.Tensor]) -> bool:
         """Whether what a step in place writes is what was handed over."""
@@ -126,9 +189,9 @@ class Compiled:
         program = engine.elaborated.programs[engine.elaborated.class_of[name]]
         return program.weight is None or program.returns
 
-    def _commit(self, result: Result, grads: Mapping[str, torch.Tensor]) -> None:
+    def _commit(self, result: Result, grads: Mapping[str, torch.Tensor], params: Mapping[str, torch.Tensor]) -> None:
         weights = result.weights or {}
-        targets = [*grads.values(), *(self.params[name] for name in weights)]
+        targets = [*grads.values(), *(params[name] for name in weights)]
         with uninterrupted():
             write(targets, [*(result.out[name] for name in grads), *weights.values()])
             self.state = self.state.after(result.state)
@@ -138,8 +201,12 @@ class Last:
     """A step in place whose arguments were checked: those of the next need no checks where they are the same tensors, or alike."""
 
     def __init__(self, frame: Frame, has_lr: bool):
-        self.frame, self.has_lr = frame, has_lr
+        self.has_lr = has_lr
         self.names, self.tensors = list(frame.g), list(frame.g.values())
+        self.frame = replace(frame, g={})
+        self.forms = [(x.dtype, x.shape, x.device) for x in self.tensors]
+        self.places, self.weights = places(self.tensors), places(frame.w.values())
+        self.sizes = np.array([x.nbytes for x in (*self.tensors, *frame.w.values())])
 
     def again(self, grads: Mapping[str, torch.Tensor] | None, lr: Any, of: Compiled) -> Frame | None:
         """The frame of such a step, with these gradients and the numbers as of now; None where something must be checked."""
@@ -147,16 +214,28 @@ class Last:
         if type(grads) is not dict or list(grads) != self.names or here.has_lr(lr) != self.has_lr:
             return None
         tensors = list(grads.values())
-        if not all(map(is_, tensors, self.tensors)):
-            if not all(map(is_alike, tensors, self.tensors)) or len({x.data_ptr() for x in tensors}) < len(tensors):
+        if places(self.frame.w.values()) != self.weights:
+            return None
+        now = places(tensors)
+        if now != self.places or not all(map(is_, tensors, self.tensors)):
+            if not all(map(is_like, tensors, self.forms)) or not self.are_apart(now):
                 return None
-            self.tensors = tensors
+            self.tensors, self.places = tensors, now
         params, lrs = numbers(here, of.values, lr)
         return replace(self.frame, g=grads, lr=lrs, params=params)
 
+    def are_apart(self, now: list[int]) -> bool:
+        """Whether gradients at these addresses share no memory with each other or the weights."""
+        begins = np.array([*now, *self.weights])
+        order = begins.argsort()
+        return bool(((begins + self.sizes)[order][:-1] <= begins[order][1:]).all())
 
-def is_alike(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """The same tensor, or one of the same type, size, layout and device."""
-    return x is y or (
-        type(x) is torch.Tensor and x.dtype is y.dtype and x.shape == y.shape and x.device == y.device and x.is_contiguous() and not x.is_inference()
-    )
+
+def places(tensors: Iterable[torch.Tensor]) -> list[int]:
+    """The addresses of tensors: a tensor may be given other memory."""
+    return list(map(torch.Tensor.data_ptr, tensors))
+
+
+def is_like(x: torch.Tensor, form: tuple[torch.dtype, torch.Size, torch.device]) -> bool:
+    """A plain dense tensor of this type, size and device."""
+    return type(x) is torch.Tensor and (x.dtype, x.shape, x.device) == form and x.is_contiguous() and not x.is_inference()
