@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -121,6 +122,8 @@ def same(a: Any, b: Any) -> bool:
             return a == b
 
 
+KERNELS = os.environ.get("UPDSL_BACKEND") == "cpp"
+"""A step in kernels has few operations of torch, or none."""
 CASES = [(how, name) for how in ("attach", "optimizer", "compile") for name in TEXTS if (how, name) != ("attach", "writes")]
 
 
@@ -143,7 +146,7 @@ def test_an_error_at_any_operation_leaves_everything(how: str, name: str) -> Non
         except Broken:
             assert same(case.everything(), before), number
             assert all(p.grad is g for p, g in zip(case.w.values(), held, strict=True))
-    assert number > 3
+    assert number > (0 if KERNELS else 10)
     assert same(case.everything(), after)
 
 
