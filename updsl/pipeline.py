@@ -21,10 +21,8 @@ from updsl.front.module import Module, make_module
 from updsl.front.unit import Constant, load_unit
 from updsl.middle.share import share
 
-BACKENDS = ("auto", "cpp", "torch", "inductor", "interpret")
-CHOOSE = 'choose "auto", "cpp", "torch", "inductor" or "interpret"'
-LATER = ("triton",)
-"""Backends of later versions."""
+BACKENDS = ("auto", "cpp", "triton", "torch", "inductor", "interpret")
+CHOOSE = 'choose "auto", "cpp", "triton", "torch", "inductor" or "interpret"'
 
 
 class Backend(Protocol):
@@ -106,6 +104,11 @@ def to_engine(
         from updsl.middle.sweeps import to_plan
 
         return Engine(programs, CppBackend(*given, to_plan, build), "cpp")
+    if name == "triton" and not (why := no_triton(programs.programs)):
+        from updsl.back.triton_exec import TritonBackend
+        from updsl.middle.sweeps import to_plan
+
+        return Engine(programs, TritonBackend(*given, to_plan), name)
     from updsl.back.torch_exec import TorchBackend
 
     return Engine(programs, TorchBackend(*given, compiled=name == "inductor"), "inductor" if name == "inductor" else "torch", why)
@@ -124,6 +127,17 @@ def no_kernels(programs: Sequence[Program], backend: str) -> str:
         warnings.warn(f"rules run in torch, and not in C++ kernels: {e}", stacklevel=2)
         return str(e)
     return ""
+
+
+def no_triton(programs: Sequence[Program]) -> str:
+    """Why the programs run in torch, and not in Triton kernels; "" if they can be. Raises UpdslError where Triton cannot run at all."""
+    from updsl.back.triton_covers import uncovered_on_gpu
+    from updsl.back.triton_exec import missing
+
+    lacks, install = missing()
+    if lacks:
+        raise UpdslError(Diagnostic("unknown-backend", f"the backend `triton` cannot run here: {lacks}", help=install))
+    return next((f"kernels do not cover {reason}" for reason in map(uncovered_on_gpu, programs) if reason), "")
 
 
 def with_what_is_read(program: Program) -> Program:
@@ -145,8 +159,6 @@ def to_backend(backend: str) -> str:
         backend = os.environ.get("UPDSL_BACKEND", "auto")
     if not isinstance(backend, str):
         raise UpdslError(Diagnostic("unknown-backend", f"a backend is a name, not {backend!r}", help=CHOOSE))
-    if backend in LATER:
-        raise UpdslError(Diagnostic("unknown-backend", f"the backend `{backend}` is not built in this version", help='choose "auto"'))
     if backend not in BACKENDS:
         raise UpdslError(Diagnostic("unknown-backend", f"unknown backend `{backend}`", help=did_you_mean(backend, BACKENDS) or CHOOSE))
     return backend

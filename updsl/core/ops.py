@@ -3,7 +3,7 @@
 `reference` is the meaning, in NumPy float64: elementwise ops take broadcast arrays; reductions reduce the *last* axis, which holds the cells;
 selections keep it; matrix functions take one matrix (two axes); random draws take the words of rng.py before their operands.
 `torch` is a template over tensors that holds the same meaning; where an op needs more than an expression, it is "" and the function of its name in back/torch_runtime.py is called.
-`cpp` is one over numbers, with the functions of back/cpp_prelude.py.
+`cpp` is one over numbers, with the functions of back/cpp_prelude.py; `triton` over blocks of them, with those of back/triton_prelude.py ("": not covered).
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Op:
     text: str = "call"
     torch: str = ""
     cpp: str = ""
+    triton: str = ""
     boolean: bool = False
     conditions: bool = False
     units: Units = "same"
@@ -63,42 +64,51 @@ def _elementwise(name: str, args: str, doc: str, reference: Callable, torch: str
 # fmt: off
 _ROWS = [
     # --- arithmetic ---
-    _elementwise("neg", "x", "minus x", np.negative, "-{x}", text="-{x}", cpp="-{x}"),
-    _elementwise("add", "x y", "x plus y", np.add, "{x} + {y}", text="{x} + {y}", cpp="{x} + {y}"),
-    _elementwise("sub", "x y", "x minus y", np.subtract, "{x} - {y}", text="{x} - {y}", cpp="{x} - {y}"),
-    _elementwise("mul", "x y", "x times y", np.multiply, "{x} * {y}", text="{x} * {y}", units="product", cpp="{x} * {y}"),
-    _elementwise("div", "x y", "x over y, as IEEE 754 has it at 0", numeric.divide, "{x} / {y}", text="{x} / {y}", units="quotient", cpp="{x} / {y}"),
-    _elementwise("pow", "x y", "x to the power y", numeric.power, "", text="{x} ^ {y}", units="power", cpp="power({x}, {y})"),
-    _elementwise("minimum", "x y", "the smaller; NaN if one is", np.minimum, "torch.minimum({x}, {y})", text="min({x}, {y})", cpp="smaller({x}, {y})"),
-    _elementwise("maximum", "x y", "the larger; NaN if one is", np.maximum, "torch.maximum({x}, {y})", text="max({x}, {y})", cpp="larger({x}, {y})"),
+    _elementwise("neg", "x", "minus x", np.negative, "-{x}", text="-{x}", cpp="-{x}", triton="-{x}"),
+    _elementwise("add", "x y", "x plus y", np.add, "{x} + {y}", text="{x} + {y}", cpp="{x} + {y}", triton="{x} + {y}"),
+    _elementwise("sub", "x y", "x minus y", np.subtract, "{x} - {y}", text="{x} - {y}", cpp="{x} - {y}", triton="{x} - {y}"),
+    _elementwise("mul", "x y", "x times y", np.multiply, "{x} * {y}", text="{x} * {y}", units="product", cpp="{x} * {y}", triton="{x} * {y}"),
+    _elementwise("div", "x y", "x over y, as IEEE 754 has it at 0", numeric.divide, "{x} / {y}", text="{x} / {y}", units="quotient", cpp="{x} / {y}",
+                 triton="divide({x}, {y})"),
+    _elementwise("pow", "x y", "x to the power y", numeric.power, "", text="{x} ^ {y}", units="power", cpp="power({x}, {y})", triton="power({x}, {y})"),
+    _elementwise("minimum", "x y", "the smaller; NaN if one is", np.minimum, "torch.minimum({x}, {y})", text="min({x}, {y})", cpp="smaller({x}, {y})",
+                 triton="smaller({x}, {y})"),
+    _elementwise("maximum", "x y", "the larger; NaN if one is", np.maximum, "torch.maximum({x}, {y})", text="max({x}, {y})", cpp="larger({x}, {y})",
+                 triton="larger({x}, {y})"),
     _elementwise("clamp", "x lo hi", "x held between lo and hi; hi where lo > hi", lambda x, lo, hi: np.minimum(np.maximum(x, lo), hi),
-                 "torch.minimum(torch.maximum({x}, {lo}), {hi})", cpp="smaller(larger({x}, {lo}), {hi})"),
-    _elementwise("mod", "a b", "remainder with the sign of b", numeric.mod, "", cpp="modulo({a}, {b})"),
+                 "torch.minimum(torch.maximum({x}, {lo}), {hi})", cpp="smaller(larger({x}, {lo}), {hi})", triton="smaller(larger({x}, {lo}), {hi})"),
+    _elementwise("mod", "a b", "remainder with the sign of b", numeric.mod, "", cpp="modulo({a}, {b})", triton="modulo({a}, {b})"),
     # --- comparison and choice ---
-    _elementwise("lt", "x y", "x < y", np.less, "{x} < {y}", text="{x} < {y}", boolean=True, units="equal-none", cpp="{x} < {y}"),
-    _elementwise("le", "x y", "x ≤ y", np.less_equal, "{x} <= {y}", text="{x} <= {y}", boolean=True, units="equal-none", cpp="{x} <= {y}"),
-    _elementwise("gt", "x y", "x > y", np.greater, "{x} > {y}", text="{x} > {y}", boolean=True, units="equal-none", cpp="{x} > {y}"),
-    _elementwise("ge", "x y", "x ≥ y", np.greater_equal, "{x} >= {y}", text="{x} >= {y}", boolean=True, units="equal-none", cpp="{x} >= {y}"),
-    _elementwise("eq", "x y", "x = y", np.equal, "{x} == {y}", text="{x} == {y}", boolean=True, units="equal-none", cpp="{x} == {y}"),
-    _elementwise("ne", "x y", "x ≠ y", np.not_equal, "{x} != {y}", text="{x} != {y}", boolean=True, units="equal-none", cpp="{x} != {y}"),
-    _elementwise("and", "x y", "both", np.logical_and, "{x} & {y}", text="{x} and {y}", boolean=True, conditions=True, units="none", cpp="{x} & {y}"),
-    _elementwise("or", "x y", "one or both", np.logical_or, "{x} | {y}", text="{x} or {y}", boolean=True, conditions=True, units="none", cpp="{x} | {y}"),
-    _elementwise("not", "x", "not x", np.logical_not, "~{x}", text="not {x}", boolean=True, conditions=True, units="none", cpp="!{x}"),
-    _elementwise("isfinite", "x", "neither NaN nor infinite", np.isfinite, "torch.isfinite({x})", boolean=True, units="special", cpp="is_finite({x})"),
+    _elementwise("lt", "x y", "x < y", np.less, "{x} < {y}", text="{x} < {y}", boolean=True, units="equal-none", cpp="{x} < {y}", triton="{x} < {y}"),
+    _elementwise("le", "x y", "x ≤ y", np.less_equal, "{x} <= {y}", text="{x} <= {y}", boolean=True, units="equal-none", cpp="{x} <= {y}", triton="{x} <= {y}"),
+    _elementwise("gt", "x y", "x > y", np.greater, "{x} > {y}", text="{x} > {y}", boolean=True, units="equal-none", cpp="{x} > {y}", triton="{x} > {y}"),
+    _elementwise("ge", "x y", "x ≥ y", np.greater_equal, "{x} >= {y}", text="{x} >= {y}", boolean=True, units="equal-none", cpp="{x} >= {y}",
+                 triton="{x} >= {y}"),
+    _elementwise("eq", "x y", "x = y", np.equal, "{x} == {y}", text="{x} == {y}", boolean=True, units="equal-none", cpp="{x} == {y}", triton="{x} == {y}"),
+    _elementwise("ne", "x y", "x ≠ y", np.not_equal, "{x} != {y}", text="{x} != {y}", boolean=True, units="equal-none", cpp="{x} != {y}", triton="{x} != {y}"),
+    _elementwise("and", "x y", "both", np.logical_and, "{x} & {y}", text="{x} and {y}", boolean=True, conditions=True, units="none", cpp="{x} & {y}",
+                 triton="{x} & {y}"),
+    _elementwise("or", "x y", "one or both", np.logical_or, "{x} | {y}", text="{x} or {y}", boolean=True, conditions=True, units="none", cpp="{x} | {y}",
+                 triton="{x} | {y}"),
+    _elementwise("not", "x", "not x", np.logical_not, "~{x}", text="not {x}", boolean=True, conditions=True, units="none", cpp="!{x}", triton="{x} == 0"),
+    _elementwise("isfinite", "x", "neither NaN nor infinite", np.isfinite, "torch.isfinite({x})", boolean=True, units="special", cpp="is_finite({x})",
+                 triton="is_finite({x})"),
     _elementwise("select", "c x y", "x where c holds, else y; what is not selected does not leak", np.where, "torch.where({c}, {x}, {y})",
-                 text="if {c} then {x} else {y}", cpp="{c} ? {x} : {y}"),
+                 text="if {c} then {x} else {y}", cpp="{c} ? {x} : {y}", triton="tl.where({c}, {x}, {y})"),
     # --- functions ---
-    _elementwise("abs", "x", "magnitude", np.abs, "torch.abs({x})", cpp="std::abs({x})"),
-    _elementwise("sign", "x", "-1, 0 or 1; NaN at NaN", np.sign, "torch.where(torch.isnan({x}), {x}, torch.sign({x}))", units="none", cpp="sign({x})"),
-    _elementwise("sqrt", "x", "square root; NaN below 0", numeric.sqrt, "torch.sqrt({x})", units="power", cpp="std::sqrt({x})"),
-    _elementwise("exp", "x", "exponential", numeric.exp, "torch.exp({x})", units="none", cpp="std::exp({x})"),
-    _elementwise("log", "x", "natural logarithm; NaN below 0", numeric.log, "torch.log({x})", units="none", cpp="std::log({x})"),
-    _elementwise("tanh", "x", "hyperbolic tangent; odd, between -1 and 1", np.tanh, "torch.tanh({x})", units="none", cpp="std::tanh({x})"),
-    _elementwise("sigmoid", "x", "1 / (1 + exp(-x))", numeric.sigmoid, "torch.sigmoid({x})", units="none", cpp="1 / (1 + std::exp(-{x}))"),
-    _elementwise("sin", "x", "sine", numeric.sin, "torch.sin({x})", units="none", cpp="std::sin({x})"),
-    _elementwise("cos", "x", "cosine", numeric.cos, "torch.cos({x})", units="none", cpp="std::cos({x})"),
-    _elementwise("floor", "x", "largest integer not above x", np.floor, "torch.floor({x})", units="none", cpp="std::floor({x})"),
-    _elementwise("round", "x", "nearest integer, halves to even", np.round, "torch.round({x})", units="none", cpp="std::nearbyint({x})"),
+    _elementwise("abs", "x", "magnitude", np.abs, "torch.abs({x})", cpp="std::abs({x})", triton="tl.abs({x})"),
+    _elementwise("sign", "x", "-1, 0 or 1; NaN at NaN", np.sign, "torch.where(torch.isnan({x}), {x}, torch.sign({x}))", units="none", cpp="sign({x})",
+                 triton="sign({x})"),
+    _elementwise("sqrt", "x", "square root; NaN below 0", numeric.sqrt, "torch.sqrt({x})", units="power", cpp="std::sqrt({x})", triton="root({x})"),
+    _elementwise("exp", "x", "exponential", numeric.exp, "torch.exp({x})", units="none", cpp="std::exp({x})", triton="tl.exp({x})"),
+    _elementwise("log", "x", "natural logarithm; NaN below 0", numeric.log, "torch.log({x})", units="none", cpp="std::log({x})", triton="tl.log({x})"),
+    _elementwise("tanh", "x", "hyperbolic tangent; odd, between -1 and 1", np.tanh, "torch.tanh({x})", units="none", cpp="std::tanh({x})", triton="tanh({x})"),
+    _elementwise("sigmoid", "x", "1 / (1 + exp(-x))", numeric.sigmoid, "torch.sigmoid({x})", units="none", cpp="1 / (1 + std::exp(-{x}))",
+                 triton="sigmoid({x})"),
+    _elementwise("sin", "x", "sine", numeric.sin, "torch.sin({x})", units="none", cpp="std::sin({x})", triton="tl.sin({x})"),
+    _elementwise("cos", "x", "cosine", numeric.cos, "torch.cos({x})", units="none", cpp="std::cos({x})", triton="tl.cos({x})"),
+    _elementwise("floor", "x", "largest integer not above x", np.floor, "torch.floor({x})", units="none", cpp="std::floor({x})", triton="tl.floor({x})"),
+    _elementwise("round", "x", "nearest integer, halves to even", np.round, "torch.round({x})", units="none", cpp="std::nearbyint({x})", triton="nearest({x})"),
     _elementwise("atan2", "y x", "angle of the point (x, y)", np.arctan2, "torch.atan2({y}, {x})", units="equal-none", cpp="std::atan2({y}, {x})"),
     # --- reductions over the cells of the operand ---
     Op("sum", ("x",), "reduction", "sum", numeric.sum),

@@ -1,0 +1,101 @@
+"""Expression → Triton, over names that are given for what it refers to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from updsl.core.diagnostic import InternalError
+from updsl.core.ir import Apply, Const, Expr, Reduce, Ref
+from updsl.core.ops import OPS
+
+TYPES = {"float64": "tl.float64", "float32": "tl.float32", "bfloat16": "tl.bfloat16", "float16": "tl.float16", "bool": "tl.int8"}
+"""Triton's types of entries in memory, by dtype."""
+CALL = re.compile(r"[\w.]+\(.*\)$")
+"""A template that needs no brackets around it."""
+WORD = {"tl.float64": "f64", "tl.float32": "f32"}
+"""What makes a literal of a type."""
+
+
+class Expressions:
+    """refer: a reference → Triton. dtypes: of each state, and of "w". real: the type of arithmetic."""
+
+    def __init__(self, refer: Callable[[Ref], str], dtypes: Mapping[str, str], real: str):
+        self.refer, self.dtypes, self.real = refer, dtypes, real
+
+    def __call__(self, e: Expr) -> str:
+        match e:
+            case Const():
+                return self.number(e.value)
+            case Ref():
+                return self.refer(e)
+            case Apply():
+                return self.apply(e)
+            case Reduce():
+                raise InternalError(f"the reduction `{e.op}` has no name")
+
+    def outer(self, e: Expr) -> str:
+        """Without brackets around the whole."""
+        text = self(e)
+        return text[1:-1] if text.startswith("(") and _closes_last(text) else text
+
+    def number(self, value: float | bool) -> str:
+        """With its type: the literals of a call alone would be taken for float32."""
+        return f"holds({value})" if isinstance(value, bool) else f"{WORD[self.real]}({literal(value)})"
+
+    def apply(self, e: Apply) -> str:
+        match e:
+            case Apply("spread", (x,)):
+                return self(x) if x.type.boolean or not e.type.boolean else f"({self(x)} != 0)"
+            case Apply("store", (x,), static=(dtype, of)):
+                return self.stored(self.outer(x), dtype if dtype in TYPES else self.dtypes[of])
+            case Apply("pow", (x, Const(2.0))):
+                return f"square({self.as_real(x, True)})"
+        op = OPS[e.op]
+        call = bool(CALL.match(op.triton))
+        bare = not call and not all(isinstance(a, Const) for a in e.args)
+        conditions = (0,) if e.op == "select" and not e.type.boolean else tuple(range(len(e.args))) if op.conditions or e.type.boolean else ()
+        values = [self.operand(a, bare, call, i in conditions and a.type.boolean) for i, a in enumerate(e.args)]
+        if e.op in ("and", "or"):
+            values = [f"truth({v})" if isinstance(a, Apply) and a.type.scope != e.type.scope else v for a, v in zip(e.args, values, strict=True)]
+        text = op.triton.format(**dict(zip(op.args, values, strict=True)))
+        return text if call else f"({text})"
+
+    def operand(self, a: Expr, bare: bool, call: bool, condition: bool) -> str:
+        """Of an op: a condition as it is, else a number; bare literals have the type of the other operand."""
+        if condition:
+            return self.outer(a) if call else self(a)
+        if bare and isinstance(a, Const) and not isinstance(a.value, bool) and a.value == a.value and abs(a.value) != float("inf"):
+            return repr(float(a.value))
+        return self.as_real(a, call)
+
+    def as_real(self, e: Expr, outer: bool = False) -> str:
+        """As a number."""
+        if e.type.boolean:
+            return f"{self(e)}.to({self.real})"
+        return self.outer(e) if outer else self(e)
+
+    def stored(self, text: str, dtype: str) -> str:
+        """Rounded to a type."""
+        return f"({text})" if dtype == "bool" or TYPES[dtype] == self.real else f"{converted(text, TYPES[dtype])}.to({self.real})"
+
+
+def converted(text: str, type_: str) -> str:
+    """To a type of entries."""
+    return f"bfloat({text})" if type_ == "tl.bfloat16" else f"({text}).to({type_})"
+
+
+def literal(value: float) -> str:
+    if value != value:
+        return 'float("nan")'
+    return ('float("inf")' if value > 0 else '-float("inf")') if abs(value) == float("inf") else repr(float(value))
+
+
+def _closes_last(text: str) -> bool:
+    """Whether the bracket that a text begins with is closed by its last character."""
+    depth = 0
+    for i, c in enumerate(text):
+        depth += (c == "(") - (c == ")")
+        if depth == 0:
+            return i == len(text) - 1
+    return False
