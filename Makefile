@@ -44,7 +44,7 @@ format: $(READY) ## format the code
 docs: $(READY) ## write docs/rules, the gallery of the library
 	$(BIN)/python docs/write_gallery.py
 
-benchmarks: ## measure everything, half an hour; writes docs/performance.md
+benchmarks: ## measure everything, an hour; writes docs/performance.md
 	PYTHON=$(PYTHON) benchmarks/other_venv.sh
 	.venv-bench/bin/python -m benchmarks
 

@@ -25,7 +25,7 @@ from updsl.bench.report import aligned
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-LIMIT = 1500.0
+LIMIT = 2400.0
 """The seconds that one measurement may take."""
 CACHES = ("UPDSL_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 

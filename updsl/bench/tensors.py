@@ -74,11 +74,11 @@ def distance(found: Any, expected: Any) -> float:
     """‖found − expected‖ / ‖expected‖ in float64; the absolute one where `expected` is 0. NaN and infinities of equal sign are equal; else they are
     infinitely far away."""
     a, b = (torch.as_tensor(x).detach().double().cpu() for x in (found, expected))
-    same = (a == b) | (a.isnan() & b.isnan())
-    difference = torch.where(same, 0, a - b)
-    norm = float(torch.linalg.vector_norm(torch.where(b.isfinite(), b, 0)))
-    far = float(torch.linalg.vector_norm(difference)) / (norm or 1.0)
-    return far if math.isfinite(far) else math.inf
+    far, norm = (float(torch.linalg.vector_norm(x)) for x in (a - b, b))
+    if not math.isfinite(far):
+        same = (a == b) | (a.isnan() & b.isnan())
+        far, norm = (float(torch.linalg.vector_norm(torch.where(cells, 0, x))) for cells, x in ((same, a - b), (~b.isfinite(), b)))
+    return far / (norm or 1.0) if math.isfinite(far) else math.inf
 
 
 def farthest(contender: Contender, expected: Iterable[tuple[str, Any]], start: Mapping[str, torch.Tensor]) -> float:
