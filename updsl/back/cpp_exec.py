@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from updsl.back.cpp_source import Code, Kind, Table, Tensors, generate
+from updsl.back.cpp_source import Kind, Table, Tensors, generate
 from updsl.back.torch_exec import TorchBackend
 from updsl.back.torch_names import to_identifier
 from updsl.core import frame
@@ -43,10 +43,10 @@ ToPlan = Callable[[Mapping[int, Program], frozenset[tuple[int, str]]], Plan]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A step of tensors of some kinds: its plan, its text, and the compiled function."""
+    """A step of tensors of some kinds: its plan, its text with its tables (the emitter's own `Code`), and the compiled function."""
 
     plan: Plan
-    code: Code
+    code: Any
     step: Any
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from updsl.back.torch_names import Names
+from updsl.back.triton_prelude import PRELUDE
 from updsl.core.diagnostic import InternalError
 from updsl.core.ir import Apply, Const, Expr, Reduce, Ref
 from updsl.core.ops import OPS
@@ -15,6 +17,18 @@ CALL = re.compile(r"[\w.]+\(.*\)$")
 """A template that needs no brackets around it."""
 WORD = {"tl.float64": "f64", "tl.float32": "f32"}
 """What makes a literal of a type."""
+
+
+LOCALS = "t i j c k i0 j0 at inside ok rows cols numel top bottom left right chunk kind variant group every idle range triton tl M G T R C ALIGNED".split()
+RESERVED = frozenset([*LOCALS, *re.findall(r"def (\w+)", PRELUDE), *(f"{table}{n}" for table in ("K", "P", "T") for n in ("", *range(100)))])
+"""Names of generated texts that no value may have."""
+
+
+def fresh_names() -> Names:
+    """Of a function."""
+    names = Names()
+    names.taken |= RESERVED
+    return names
 
 
 class Expressions:

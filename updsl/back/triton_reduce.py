@@ -106,9 +106,9 @@ def result(e: Reduce, kind: Accumulator, slots: Sequence[str], n: str) -> str:
         case "std":
             return f"tl.sqrt({slots[1]} / {n})"
         case "norm" if kind is VARIANCE:
-            return f"tl.sqrt({slots[1]} + {n} * {a} * {a})"
+            return f"tl.where(is_finite({a}), tl.sqrt({slots[1]} + {n} * {a} * {a}), tl.abs({a}))"
         case "rms" if kind is VARIANCE:
-            return f"tl.sqrt({slots[1]} / {n} + {a} * {a})"
+            return f"tl.where(is_finite({a}), tl.sqrt({slots[1]} / {n} + {a} * {a}), tl.abs({a}))"
         case "rms":
             return f"root_of({', '.join(slots)}) / tl.sqrt({n})" if kind is SCALED else f"tl.sqrt({a} / {n})"
         case "norm" if kind is SCALED:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from updsl.back.torch_names import Names
 from updsl.back.triton_cells import Cells
-from updsl.back.triton_expression import TYPES, Expressions, converted
+from updsl.back.triton_expression import TYPES, Expressions, converted, fresh_names
 from updsl.back.triton_launch import JointLeaving, Leaving, Segment
 from updsl.back.triton_over import DEPTH, Over, indented
 from updsl.core.ir import Expr, Reduce, Ref, is_shared
@@ -22,8 +21,6 @@ from updsl.core.straight import Root
 
 if TYPE_CHECKING:
     from updsl.back.triton_source import OfKind, Writer
-
-RESERVED = frozenset("K M G T P t i j c ok rows cols group groups k tl f64 holds number put array first last".split())
 
 
 class Staging:
@@ -36,8 +33,7 @@ class Staging:
 
     def reset(self) -> None:
         """At the beginning of a function."""
-        self.names = Names()
-        self.names.taken |= RESERVED
+        self.names = fresh_names()
         self.known: dict[tuple[str, str], str] = {}
         self.dirty: set[tuple[str, str]] = set()
         self.conflict = False
@@ -213,7 +209,8 @@ class Staging:
         made = list(lines)
         yield f"for k in range(0, tl.load(M + {self.writer.model_at(('size', 'groups'), 'i64', 'groups')})):"
         yield f"{DEPTH}group = G + k * G_SIZE"
-        yield from indented(made)
+        yield f"{DEPTH}if tl.load(group + {self.writer.group_at(('size', 'present'), 'i64', 'present')}) != 0:"
+        yield from indented(made, 2)
 
     def joint(self, bindings: Sequence[tuple[str, Mapping[int, Expr]]]) -> Iterator[str]:
         """Values of the model, and those of groups: runs of these in one loop over the groups."""

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from updsl.back.cpp_sweep import expressions, stream_of
-from updsl.back.torch_names import Names
-from updsl.back.triton_expression import TYPES, Expressions, converted
+from updsl.back.triton_expression import TYPES, Expressions, converted, fresh_names
 from updsl.back.triton_reduce import Accumulation, result, settled
 from updsl.core.ir import Expr, Ref, Type, walk
 from updsl.core.plan import Stream, Sweep
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 DEPTH = "    "
 CONDITION = Type(TENSOR, boolean=True)
-RESERVED = frozenset("K M G T P R C ALIGNED t i j i0 j0 at inside rows cols numel top bottom left right chunk group tl f32 f64 holds number put array".split())
 Shape = Literal["flat", "tiles", "rows"]
 """Chunks are runs of entries, rectangles that are one tile wide, or runs of whole rows."""
 
@@ -47,8 +45,7 @@ class Sweeping:
     def __init__(self, kind: OfKind, sweep: Sweep, made: Sequence[Accumulation], level: int):
         self.kind, self.sweep, self.made, self.level = kind, sweep, made, level
         self.shape = shape_of(kind.layout, made)
-        self.names = Names()
-        self.names.taken |= RESERVED
+        self.names = fresh_names()
         self.real = TYPES["float64" if kind.double else "float32"]
         self.express = Expressions(self.refer, kind.stored_types, self.real)
         refs = {n: None for e in expressions(sweep) for n in walk(e) if isinstance(n, Ref)}
@@ -61,7 +58,8 @@ class Sweeping:
 
     def refer(self, r: Ref) -> str:
         if r.type.scope == ELEMENT and r.kind != "value":
-            return self.entry(stream_of(r))
+            text = self.entry(stream_of(r))
+            return f"({text} != 0)" if r.type.boolean else text
         return self.names.of((r.kind, r.name), r.name)
 
     def entry(self, s: Stream) -> str:
