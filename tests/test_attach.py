@@ -878,3 +878,20 @@ def test_the_class_route_takes_options_and_parameters() -> None:
         updsl.optimizer(torch.nn.Linear, "clip_norm")
     with refused("already-attached"):
         updsl.attach(made, "clip_norm")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch", "interpret"])
+@pytest.mark.parametrize("shape", [(2, 2), (30, 20), (40, 60)])
+def test_a_parameter_of_another_shape_is_refused(shape, backend) -> None:
+    p = torch.nn.Parameter(torch.ones(20, 30))
+    before = torch.optim.SGD([p], lr=0.1)
+    updsl.attach(before, "ema", backend=backend)
+    own = updsl.Optimizer([p], "lion", lr=0.1, backend=backend)
+    p.grad = torch.ones_like(p)
+    before.step()
+    own.step()
+    p.data, p.grad = torch.ones(shape), torch.ones(shape)
+    for optimizer in (before, own):
+        with pytest.raises(updsl.UpdslError, match="when the state was made"):
+            optimizer.step()
+    assert torch.equal(p.detach(), torch.ones(shape))

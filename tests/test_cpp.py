@@ -92,12 +92,12 @@ def test_every_rule_of_the_library(name: str) -> None:
         check_rule(name)
 
 
-@pytest.mark.parametrize("number", [pytest.param(n, marks=() if n % 20 == 0 else pytest.mark.nightly) for n in range(len(conformance.SUITE["programs"]))])
+@pytest.mark.parametrize("number", [pytest.param(n, marks=() if n % 40 == 0 else pytest.mark.nightly) for n in range(len(conformance.SUITE["programs"]))])
 def test_conformance_programs(number: int) -> None:
     conformance.check_program(conformance.SUITE["programs"][number], "cpp")
 
 
-@pytest.mark.parametrize("number", [pytest.param(n, marks=() if n % 10 == 0 else pytest.mark.nightly) for n in range(len(conformance.SUITE["points"]))])
+@pytest.mark.parametrize("number", [pytest.param(n, marks=() if n % 20 == 0 else pytest.mark.nightly) for n in range(len(conformance.SUITE["points"]))])
 def test_conformance_points(number: int) -> None:
     conformance.test_points(conformance.SUITE["points"][number], "cpp")
 
@@ -116,7 +116,7 @@ def random_programs(number: int, size: int) -> None:
 
 
 def test_random_programs() -> None:
-    random_programs(200, 12)
+    random_programs(200, 6)
 
 
 @pytest.mark.nightly

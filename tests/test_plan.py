@@ -137,7 +137,7 @@ def first_step(case: Case, programs: Programs, engine: Any, layout: Any, rule: A
 
 
 @pytest.mark.parametrize("step", PASSES, ids=lambda f: f.__name__)
-@settings(max_examples=20, phases=QUICK)
+@settings(max_examples=8, phases=QUICK)
 @given(case=cases(steps=1))
 def test_passes_keep_the_meaning_and_change_nothing_twice(step: Callable[[Programs], Programs], case: Case) -> None:
     found = flat_of(case)
@@ -153,7 +153,7 @@ def test_passes_keep_the_meaning_and_change_nothing_twice(step: Callable[[Progra
     assert step(changed) == changed
 
 
-@settings(max_examples=20, phases=QUICK)
+@settings(max_examples=8, phases=QUICK)
 @given(case=cases(steps=1))
 def test_pushing_down_never_costs_traffic(case: Case) -> None:
     found = flat_of(case)

@@ -26,7 +26,8 @@ def dtype_name(x: Any) -> str:
 def supported(x: Any, what: str) -> None:
     """Raises UpdslError for an array that rules do not run on: integer, boolean, complex, sparse, quantized, or of 8 bits."""
     if is_tensor(x):
-        kind = "sparse" if str(x.layout) != "torch.strided" else None if str(x.dtype) in TORCH_TYPES else str(x.dtype).removeprefix("torch.")
+        dtype = None if str(x.dtype) in TORCH_TYPES else dtype_name(x)
+        kind = "sparse" if str(x.layout) != "torch.strided" else "on the meta device" if x.is_meta else dtype
     elif isinstance(x, (np.ndarray, np.generic)):
         kind = None if x.dtype.kind == "f" else str(x.dtype)
     else:
@@ -90,15 +91,15 @@ def sample_mean(samples: Any) -> Any:
     return (samples.float().sum(0) / n).to(samples.dtype) if samples.element_size() < 4 else samples.sum(0) / n
 
 
+def reshaped(name: str, w: Any, before: tuple[int, ...]) -> UpdslError:
+    """Of a tensor that has another shape than when the state was made."""
+    message = f"`{name}` has shape {tuple(np.shape(w))}, and had {before} when the state was made"
+    return UpdslError(Diagnostic("tensor-shape", message, help="make a new state with `init`"))
+
+
 def weights(params: Mapping[str, Any], present: Mapping[str, Any], here: Layout) -> dict[str, Any]:
     """The weights of the tensors that take part, checked like gradients."""
     for name, w in params.items():
         if name in here.shapes and tuple(np.shape(w)) != here.shapes[name]:
-            raise UpdslError(
-                Diagnostic(
-                    "tensor-shape",
-                    f"`{name}` has shape {tuple(np.shape(w))}, and had {here.shapes[name]} when the state was made",
-                    help="make a new state with `init`",
-                )
-            )
+            raise reshaped(name, w, here.shapes[name])
     return {name: params[name] for name in present if name in params}

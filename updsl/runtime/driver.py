@@ -190,8 +190,10 @@ class Driver:
         for name in here.shapes:
             g = self._members[name].parameter.grad
             if g is not None:
-                if g.layout is not torch.strided or g.dtype not in FLOATS:
+                if g.layout is not torch.strided or g.dtype not in FLOATS or g.is_meta:
                     arrays.supported(g, f"the gradient of `{name}`")
+                if g.shape != here.shapes[name] or self._members[name].parameter.shape != here.shapes[name]:
+                    raise arrays.reshaped(name, self._members[name].parameter, here.shapes[name])
                 found[name] = g.detach() if g.requires_grad else g
         return found
 
