@@ -171,7 +171,7 @@ class Own(torch.Tensor):
 
 X = torch.ones(4)
 WRONG = {
-    "devices": ({"x": torch.ones(1), "y": torch.ones(1, device="meta")}, "`x` is on cpu and `y` on meta"),
+    "devices": ({"x": torch.ones(1), "y": torch.ones(1, device="meta")}, "`y` is on the meta device"),
     "overlap": ({"x": X, "y": torch.empty(0).set_(X.untyped_storage(), 1, (2,))}, "the memory of `y` and of `x` overlap in memory"),
     "view": ({"x": X[:2]}, "`x` is a view of another tensor"),
     "computed": ({"x": torch.ones(1, requires_grad=True) * 2}, "`x` is the result of a computation"),
