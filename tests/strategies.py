@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from agreement import Step
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from rule_files import written_file
 from writing import Writer
@@ -25,6 +26,15 @@ SETS = (
 MAX_BATCH = 3
 CHOICES, ENTRIES = 1024, 4096
 """Bytes that a program and its streams are decoded from, in one draw: of many small draws Hypothesis repeats parts, and most programs would be alike."""
+
+
+WHOLE = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+
+
+def examples(share: float) -> settings:
+    """This share of the profile's number of examples; the quick profile does not shrink, which would take longer than the test may."""
+    quick = settings.default.max_examples <= 100
+    return settings(max_examples=max(1, round(share * settings.default.max_examples)), phases=WHOLE[:3] if quick else WHOLE)
 
 
 @dataclass(frozen=True, repr=False)

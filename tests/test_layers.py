@@ -21,7 +21,7 @@ OWNERS = {
     "sympy": lambda path: path == "middle/algebra.py",
     "hypothesis": lambda path: path in ("laws/sample.py", "laws/pytest_plugin.py"),
     "torch": lambda path: path.startswith(
-        ("back/torch_", "back/cpp_exec.py", "back/cpp_build.py", "back/triton_exec.py", "runtime/", "integrations/", "train/", "bench/")
+        ("back/torch_", "back/kernel_", "back/cpp_exec.py", "back/cpp_build.py", "back/triton_exec.py", "runtime/", "integrations/", "train/", "bench/")
     ),
     "matplotlib": lambda path: path == "train/plot.py",
     "click": lambda path: path in ("cli.py", "train/command.py"),

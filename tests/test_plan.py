@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import distance
-from hypothesis import Phase, given, settings
-from strategies import Case, cases
+from hypothesis import given
+from strategies import Case, cases, examples
 
 import updsl
 from updsl import pipeline
@@ -104,9 +104,6 @@ def test_a_longer_text_costs_no_more(text: str) -> None:
     assert long.bytes_of(0, lambda _: 4) == short.bytes_of(0, lambda _: 4)
 
 
-QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
-"""Programs are too large for shrinking to end within a test."""
-
 # --- passes ----------------------------------------------------------------------------------------------------------
 
 PASSES: list[Callable[[Programs], Programs]] = [tidy, simplified, lift, pushdown]
@@ -137,7 +134,7 @@ def first_step(case: Case, programs: Programs, engine: Any, layout: Any, rule: A
 
 
 @pytest.mark.parametrize("step", PASSES, ids=lambda f: f.__name__)
-@settings(max_examples=8, phases=QUICK)
+@examples(0.08)
 @given(case=cases(steps=1))
 def test_passes_keep_the_meaning_and_change_nothing_twice(step: Callable[[Programs], Programs], case: Case) -> None:
     found = flat_of(case)
@@ -153,7 +150,7 @@ def test_passes_keep_the_meaning_and_change_nothing_twice(step: Callable[[Progra
     assert step(changed) == changed
 
 
-@settings(max_examples=8, phases=QUICK)
+@examples(0.08)
 @given(case=cases(steps=1))
 def test_pushing_down_never_costs_traffic(case: Case) -> None:
     found = flat_of(case)

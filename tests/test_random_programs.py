@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from agreement import Given, Step, furthest, run
-from hypothesis import Phase, given, seed, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
-from strategies import Case, cases, texts
+from strategies import WHOLE, Case, cases, examples, texts
 
 import updsl
 from updsl.core.ir import Program
@@ -33,13 +33,6 @@ SINGLE = 2e-5
 MOVES, PERTURBED, LEFT_OUT = 1e-5, 1e-7, 0.15
 SLICE, SEEDS, QUICK_SEEDS = 100, range(20), range(100, 103)
 """2,000 programs between interpreter and torch in the nightly run, and 3 slices of 50 of others in the quick one."""
-WHOLE = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
-
-
-def examples(share: float) -> settings:
-    """This share of the profile's number of examples; the quick profile does not shrink, which would take longer than the test may."""
-    quick = settings.default.max_examples <= 100
-    return settings(max_examples=max(1, round(share * settings.default.max_examples)), phases=WHOLE[:3] if quick else WHOLE)
 
 
 def result(case: Case, backend: str, steps: Any = None, dtype: torch.dtype = torch.float64, weights: Any = None) -> list[Given]:

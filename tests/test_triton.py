@@ -23,7 +23,7 @@ from test_plan import J1, programs_of, rule_of
 
 import updsl
 from updsl import pipeline
-from updsl.back.cpp_exec import Kind, default_dtypes
+from updsl.back.kernel_kind import Kind, default_dtypes
 from updsl.back.triton_covers import uncovered_on_gpu
 from updsl.back.triton_source import Code, generate
 from updsl.core.frame import Tensor

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from updsl.back.cpp_expression import TYPES, Expressions
 from updsl.back.cpp_reduce import Accumulation, result, statements
+from updsl.back.kernel_kind import dtype_key
 from updsl.back.torch_names import Names
-from updsl.core.ir import Binding, Expr, Ref, is_shared, walk
-from updsl.core.plan import AFTER, Stream, Sweep
+from updsl.core.ir import Binding, Expr, Ref, walk
+from updsl.core.plan import Stream, Sweep, stream_of, streams
 from updsl.core.scope import COLUMN, ELEMENT, TENSOR
 from updsl.core.straight import values_read
 
 if TYPE_CHECKING:
-    from updsl.back.cpp_source import OfKind
+    from updsl.back.cpp_stage import OfKind
 
 DEPTH = "    "
 ROWS = 8
@@ -35,12 +36,6 @@ def indented(lines: Iterable[str], depth: int = 1) -> Iterator[str]:
     return (f"{DEPTH * depth}{line}" if line and not line.startswith("#") else line for line in lines)
 
 
-def expressions(sweep: Sweep) -> Iterator[Expr]:
-    yield from (b.expr for b in sweep.bindings)
-    yield from (e for _, e in sweep.partials)
-    yield from (s.expr for s in sweep.stores)
-
-
 class Sweeping:
     """Writes the function of a sweep, for the tensors of a kind."""
 
@@ -49,7 +44,7 @@ class Sweeping:
         self.names = Names()
         self.names.taken |= RESERVED
         self.express = Expressions(self.refer, kind.stored_types, "real")
-        refs = {n: None for e in expressions(sweep) for n in walk(e) if isinstance(n, Ref)}
+        refs = {n: None for e in sweep.expressions for n in walk(e) if isinstance(n, Ref)}
         self.numbers = [r for r in refs if r.type.scope <= TENSOR]
         self.of_cells = [r for r in refs if TENSOR < r.type.scope and r.type.scope != ELEMENT]
         self.held: dict[int, list[str]] = {}
@@ -74,8 +69,7 @@ class Sweeping:
         return self.names.of(("pointer", s), f"{s}{' after' if s.after else ''}_at")
 
     def dtype(self, s: Stream) -> str:
-        what = {"g": ("g", ""), "out": ("g", ""), "w": ("w", "")}.get(s.role, (s.role, s.name))
-        return TYPES[self.kind.kind.dtypes[what]]
+        return TYPES[self.kind.kind.dtypes[dtype_key(s)]]
 
     def field(self, s: Stream, stored: bool) -> str:
         """Of the table: where a stream is read, or where it is stored."""
@@ -302,17 +296,17 @@ class Sweeping:
     def first(self, a: Accumulation, i: str, j: str, slot: str) -> Iterator[str]:
         """The first entry of the operand into a slot; 0 if it is not finite."""
         bindings = self.needed(a.operands)
-        streams = dict.fromkeys(s for e in (*a.operands, *(b.expr for b in bindings)) for s in read(e))
+        read = dict.fromkeys(s for e in (*a.operands, *(b.expr for b in bindings)) for s in streams(e))
         if self.kind.layout == "flat":
             yield "const i64 at = K.begin;"
         elif i != "i":
             yield f"const i64 i = {i};"
             yield self.offset.split(", n")[0] + ";"
             yield from self.cell_constants()
-        if j != "j" and (streams or self.of_cells):
+        if j != "j" and (read or self.of_cells):
             yield f"const i64 j = {j};"
-        yield from self.pointers(streams)
-        yield from self.entries(streams, bindings)
+        yield from self.pointers(read)
+        yield from self.entries(read, bindings)
         yield f"const wide x = {self.express.outer(a.operands[0])};"
         yield f"{slot} = is_finite(x) ? x : wide(0);"
 
@@ -369,14 +363,3 @@ class Sweeping:
         if a.kind.settle:
             slots = [f"{s}[j]" for s in self.slots[id(a)]]
             yield f"for (i64 j = 0; j < T.cols; ++j) {{ {statements(a.kind.settle, slots, n='wide(K.end - K.begin)')} }}"
-
-
-def stream_of(r: Ref) -> Stream:
-    """That an elementwise reference reads."""
-    if r.kind == "builtin":
-        return Stream("w" if r.name == "w" else "g")
-    return Stream("input" if r.kind == "input" else "state", r.name.removesuffix(AFTER), after=r.name.endswith(AFTER))
-
-
-def read(e: Expr) -> Iterator[Stream]:
-    return (stream_of(n) for n in walk(e) if isinstance(n, Ref) and n.kind != "value" and n.type.scope == ELEMENT and not is_shared(n.type))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 
+from updsl.back.kernel_expression import KernelExpressions
 from updsl.back.torch_names import Names
 from updsl.back.triton_prelude import PRELUDE
-from updsl.core.diagnostic import InternalError
-from updsl.core.ir import Apply, Const, Expr, Reduce, Ref
+from updsl.core.ir import Apply, Const, Expr
 from updsl.core.ops import OPS
 
 TYPES = {"float64": "tl.float64", "float32": "tl.float32", "bfloat16": "tl.bfloat16", "float16": "tl.float16", "bool": "tl.int8"}
@@ -31,27 +30,8 @@ def fresh_names() -> Names:
     return names
 
 
-class Expressions:
-    """refer: a reference → Triton. dtypes: of each state, and of "w". real: the type of arithmetic."""
-
-    def __init__(self, refer: Callable[[Ref], str], dtypes: Mapping[str, str], real: str):
-        self.refer, self.dtypes, self.real = refer, dtypes, real
-
-    def __call__(self, e: Expr) -> str:
-        match e:
-            case Const():
-                return self.number(e.value)
-            case Ref():
-                return self.refer(e)
-            case Apply():
-                return self.apply(e)
-            case Reduce():
-                raise InternalError(f"the reduction `{e.op}` has no name")
-
-    def outer(self, e: Expr) -> str:
-        """Without brackets around the whole."""
-        text = self(e)
-        return text[1:-1] if text.startswith("(") and _closes_last(text) else text
+class Expressions(KernelExpressions):
+    """real: "tl.float32" or "tl.float64"."""
 
     def number(self, value: float | bool) -> str:
         """With its type: the literals of a call alone would be taken for float32."""
@@ -59,10 +39,6 @@ class Expressions:
 
     def apply(self, e: Apply) -> str:
         match e:
-            case Apply("spread", (x,)):
-                return self(x) if x.type.boolean or not e.type.boolean else f"({self(x)} != 0)"
-            case Apply("store", (x,), static=(dtype, of)):
-                return self.stored(self.outer(x), dtype if dtype in TYPES else self.dtypes[of])
             case Apply("pow", (x, Const(2.0))):
                 return f"square({self.as_real(x, True)})"
         op = OPS[e.op]
@@ -103,13 +79,3 @@ def literal(value: float) -> str:
     if value != value:
         return 'float("nan")'
     return ('float("inf")' if value > 0 else '-float("inf")') if abs(value) == float("inf") else repr(float(value))
-
-
-def _closes_last(text: str) -> bool:
-    """Whether the bracket that a text begins with is closed by its last character."""
-    depth = 0
-    for i, c in enumerate(text):
-        depth += (c == "(") - (c == ")")
-        if depth == 0:
-            return i == len(text) - 1
-    return False

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from updsl.back.cpp_sweep import expressions
 from updsl.core.ir import Reduce
 from updsl.core.plan import Joint, Local, Plan
 from updsl.core.scope import TENSOR, Scope
@@ -49,7 +48,7 @@ def segments(plan: Plan, owners: Sequence[int]) -> Iterator[Segment | int]:
     for n, level in enumerate(plan.levels):
         sweeps = [s for s in level.sweeps if s.owner in owners]
         if sweeps:
-            wanted = {name for s in sweeps for e in expressions(s) for name in values_read(e)} | {s.idle for s in sweeps if s.idle is not None}
+            wanted = {name for s in sweeps for e in s.expressions for name in values_read(e)} | {s.idle for s in sweeps if s.idle is not None}
             if wanted & {name for phase in waiting for name in names_of(phase)}:
                 yield from cut(waiting)
                 waiting = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from updsl.back.cpp_source import Kind, Layout, Table, layout_of
+from updsl.back.kernel_kind import Kind, Layout, Table, layout_of
 from updsl.back.triton_expression import TYPES
 from updsl.back.triton_launch import Segment, segments
 from updsl.back.triton_prelude import PRELUDE

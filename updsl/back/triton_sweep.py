@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from updsl.back.cpp_sweep import expressions, stream_of
+from updsl.back.kernel_kind import dtype_key
 from updsl.back.triton_expression import TYPES, Expressions, converted, fresh_names
 from updsl.back.triton_reduce import Accumulation, result, settled
 from updsl.core.ir import Expr, Ref, Type, walk
-from updsl.core.plan import Stream, Sweep
+from updsl.core.plan import Stream, Sweep, stream_of
 from updsl.core.scope import COLUMN, ELEMENT, GROUP, TENSOR
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Sweeping:
         self.names = fresh_names()
         self.real = TYPES["float64" if kind.double else "float32"]
         self.express = Expressions(self.refer, kind.stored_types, self.real)
-        refs = {n: None for e in expressions(sweep) for n in walk(e) if isinstance(n, Ref)}
+        refs = {n: None for e in sweep.expressions for n in walk(e) if isinstance(n, Ref)}
         self.numbers = [r for r in refs if r.type.scope <= TENSOR]
         self.of_cells = [r for r in refs if TENSOR < r.type.scope and r.type.scope != ELEMENT]
         self.slots = {id(a): [self.names.fresh(f"a{n}_{i}") for i in range(len(a.kind.add))] for n, a in enumerate(made)}
@@ -70,8 +70,7 @@ class Sweeping:
         return self.names.of(("pointer", s, stored), f"{s}_new" if stored else f"{s}{' after' if s.after else ''}_at")
 
     def dtype(self, s: Stream) -> str:
-        what = {"g": ("g", ""), "out": ("g", ""), "w": ("w", "")}.get(s.role, (s.role, s.name))
-        return TYPES[self.kind.kind.dtypes[what]]
+        return TYPES[self.kind.kind.dtypes[dtype_key(s)]]
 
     def field(self, s: Stream, stored: bool) -> str:
         """Of the table: where a stream is read, or where it is stored."""

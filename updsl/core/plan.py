@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from updsl.core.ir import Binding, Expr, Program, Reduce
-from updsl.core.scope import Scope
+from updsl.core.ir import Binding, Expr, Program, Reduce, Ref, walk
+from updsl.core.scope import ELEMENT, Scope
 from updsl.core.straight import Root
 
 AFTER = " after"
@@ -31,6 +31,18 @@ class Stream:
 
     def __str__(self) -> str:
         return self.name or self.role
+
+
+def stream_of(r: Ref) -> Stream:
+    """That an elementwise reference to no binding reads."""
+    if r.kind == "builtin":
+        return Stream("w" if r.name == "w" else "g")
+    return Stream("input" if r.kind == "input" else "state", r.name.removesuffix(AFTER), after=r.name.endswith(AFTER))
+
+
+def streams(e: Expr) -> Iterator[Stream]:
+    """That an elementwise expression reads."""
+    return (stream_of(n) for n in walk(e) if isinstance(n, Ref) and n.kind != "value" and n.type.scope == ELEMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,18 @@ class Sweep:
     stores: tuple[Store, ...]
     reads: tuple[Stream, ...]
     idle: str | None = None
+
+    @property
+    def expressions(self) -> Iterator[Expr]:
+        """All that is computed in it."""
+        yield from (b.expr for b in self.bindings)
+        yield from (e for _, e in self.partials)
+        yield from (s.expr for s in self.stores)
+
+    @property
+    def streams(self) -> frozenset[Stream]:
+        """All that is read or stored."""
+        return frozenset((*self.reads, *(s.stream for s in self.stores)))
 
 
 @dataclass(frozen=True, slots=True)

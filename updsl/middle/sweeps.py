@@ -8,8 +8,8 @@ from itertools import product
 from typing import Any
 
 from updsl.core import schedule
-from updsl.core.ir import Binding, Expr, Reduce, Ref, rewrite, walk
-from updsl.core.plan import AFTER, Joint, Level, Local, Plan, Store, Stream, Sweep
+from updsl.core.ir import Binding, Expr, Reduce, Ref, rewrite
+from updsl.core.plan import AFTER, Joint, Level, Local, Plan, Store, Stream, Sweep, streams
 from updsl.core.straight import Root, local_roots, shared_roots, values_read
 from updsl.middle.flat import Programs, bindings_of, changing, flat
 from updsl.middle.idle import with_idle
@@ -135,7 +135,7 @@ class Levels:
         sweeps: dict[int, Sweep] = {}
         for level in sorted({*(self.of(c, e) for _, e in partials), *(at for _, at in stores)}):
             added = tuple((name, with_stored(e, stored)) for name, e in partials if self.of(c, e) == level)
-            kept = tuple(Store(stream_of(r), with_stored(r.expr, stored)) for r, at in stores if at == level)
+            kept = tuple(Store(stored_in(r), with_stored(r.expr, stored)) for r, at in stores if at == level)
             wanted = [*(a for _, e in added for a in e.args), *(s.expr for s in kept)]
             bindings = self.read_by(c, wanted, stored)
             reads = tuple(dict.fromkeys(stream for e in [*(b.expr for b in bindings), *wanted] for stream in streams(e)))
@@ -144,7 +144,7 @@ class Levels:
             sweeps[level] = Sweep(c, bindings, added, kept, reads, self.idle.get(c) if kept and not added else None)
             for r, at in stores:
                 if at == level:
-                    gone.add(Stream("g") if r.role == "out" else stream_of(r))
+                    gone.add(Stream("g") if r.role == "out" else stored_in(r))
                     if isinstance(r.expr, Ref) and r.role == "state":
                         stored[r.expr.name] = r.name
         return sweeps
@@ -172,7 +172,7 @@ def with_stored(e: Any, stored: Mapping[str, str]) -> Any:
     return rewrite(e, step) if stored else e
 
 
-def stream_of(root: Root) -> Stream:
+def stored_in(root: Root) -> Stream:
     """Where it is stored."""
     match root.role:
         case "state":
@@ -181,16 +181,6 @@ def stream_of(root: Root) -> Stream:
             return Stream("w")
         case _:
             return Stream("out")
-
-
-def streams(e: Expr) -> Iterator[Stream]:
-    """That an elementwise expression reads."""
-    for n in walk(e):
-        match n:
-            case Ref("g" | "w" as role, "builtin"):
-                yield Stream(role)
-            case Ref(name, "state" | "input" as kind) if is_full(n):
-                yield Stream(kind, name.removesuffix(AFTER), after=name.endswith(AFTER))
 
 
 def traffic(sweeps: Mapping[int, Sweep]) -> int:

@@ -18,7 +18,7 @@ from updsl.runtime.bind import Group, Layout, frame, group_entries, layout, name
 from updsl.runtime.commit import uninterrupted, writable
 from updsl.runtime.inputs import inputs_of, known_input
 from updsl.runtime.mirror import Mirror
-from updsl.runtime.nonfinite import Guard
+from updsl.runtime.nonfinite import Guard, all_finite
 from updsl.runtime.parameters import rate, seeded, set_later
 from updsl.runtime.reference import over_tensors
 from updsl.runtime.rule import Rule, from_samples
@@ -226,7 +226,8 @@ class Driver:
         run = self.engine(self.layout()).run
         assert isinstance(run, InPlace)
         result = run.step_in_place(self.state, stepped.frame)
-        self.guard.count_overflow(stepped.finite, bool(result.overflowed))
+        overflowed = ~all_finite((result.weights or result.out).values()) if result.overflowed is None else result.overflowed
+        self.guard.count_overflow(stepped.finite, overflowed)
         return result
 
     # --- the state's place in the optimizers' ------------------------------------------------------------------------

@@ -1,0 +1,315 @@
+"""Programs run by kernels: what the emitters have in common. A step is a pure function, or is taken in place."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from updsl.back.kernel_kind import WIDTHS, Kind, Table, default_dtypes, dtype_key
+from updsl.back.kernel_tables import (
+    Kernel,
+    Tables,
+    addresses,
+    counted,
+    dense,
+    dtype_name,
+    dtypes_of,
+    key_of,
+    owned,
+    point_to_gradients,
+    point_to_inputs,
+    point_to_states,
+    point_to_weights,
+)
+from updsl.back.torch_exec import TorchBackend
+from updsl.back.torch_names import to_identifier
+from updsl.core import frame
+from updsl.core.frame import Frame, Key, Result, RuleState
+from updsl.core.ir import Every, Program, State, is_shared
+from updsl.core.plan import Plan, Stream, Summary, TensorsOfClass
+from updsl.core.scope import ELEMENT
+from updsl.core.straight import blocks_due
+
+MOST_RUNS = 16
+"""Runs in place that one backend remembers: optimizers that have the same rule and tensors."""
+
+ToPlan = Callable[[Mapping[int, Program], frozenset[tuple[int, str]]], Plan]
+
+
+class Run:
+    """A run of steps in place over the same tensors: where a step goes on from the last, its tables hold. tables: by the blocks that run, each with the
+    addresses of the weights that it points to."""
+
+    def __init__(self, state: RuleState, frame: Frame):
+        self.names, self.groups = list(frame.g), frame.group_of
+        self.dtypes = dtypes_of(frame)
+        self.tables: dict[frozenset[tuple[int, str]], tuple[Tables, np.ndarray]] = {}
+        self.goes_on_from(state)
+
+    def goes_on_from(self, state: RuleState) -> None:
+        """The state is its owner's: a run ends where nobody holds it any more."""
+        self._state = weakref.ref(state)
+
+    @property
+    def state(self) -> RuleState | None:
+        return self._state()
+
+    def goes_on(self, frame: Frame) -> bool:
+        return self.names == list(frame.g) and (self.groups is frame.group_of or self.groups == frame.group_of) and self.dtypes == dtypes_of(frame)
+
+
+class KernelBackend(ABC):
+    """The Programs of a rule's tensor classes as kernels. source: file name → text, as far as it was needed; ending: of these names. device_type: of the
+    tensors that the kernels take; others are run by torch."""
+
+    ending: str
+    device_type: str
+
+    def __init__(self, programs: Sequence[Program], class_of: Mapping[str, int], tensors: Sequence[frame.Tensor], to_plan: ToPlan):
+        self.programs, self.class_of = tuple(programs), dict(class_of)
+        self.tensors = {t.name: t for t in tensors}
+        self.to_plan = to_plan
+        self.torch = TorchBackend(programs, class_of, tensors)
+        self.source: dict[str, str] = {}
+        self._has_streams = any(i.type.scope == ELEMENT for p in self.programs for i in p.inputs)
+        self._has_blocks = any(isinstance(s, Every) for p in self.programs for s in p.body)
+        self.writes = any(p.weight is not None for p in self.programs)
+        self._plans: dict[tuple, Plan] = {}
+        self._kernels: dict[tuple, Kernel] = {}
+        self._runs: list[Run] = []
+        self._lock = threading.Lock()
+
+    # --- what an emitter does ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def generated(self, plan: Plan, kinds: Sequence[Kind], name: str) -> Any:
+        """The text of a plan, with its tables."""
+
+    @abstractmethod
+    def loaded(self, text: str, name: str) -> Any:
+        """What runs a text."""
+
+    @abstractmethod
+    def laid_out(self, kernel: Kernel, names: tuple[tuple[str, ...], ...], group_of: Mapping[str, int], order: Sequence[str]) -> Tables:
+        """Tables for these tensors, but for what changes from step to step."""
+
+    @abstractmethod
+    def run(self, tables: Tables, frame: Frame, after: RuleState, in_place: bool) -> dict[str, Any]:
+        """Fills in the numbers, and runs the kernel; gives the watches."""
+
+    @abstractmethod
+    def launches(self, kernel: Kernel) -> int:
+        """Kernels, or parallel regions, of a step."""
+
+    @abstractmethod
+    def workspace(self, tables: Tables) -> int:
+        """Bytes beside tensors and states."""
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, state: RuleState, frame: Frame) -> Result:
+        """One step: a pure function of state and frame."""
+        if not self.takes(frame):
+            return self.torch.step(state, frame)
+        frame = dense(frame)
+        state = owned(self.torch.started(state, frame))
+        tables = self.new_tables(state, frame)
+        out = {name: torch.empty_like(g) for name, g in frame.g.items() if self.gives(name)}
+        weights = {name: torch.empty_like(frame.w[name]) for name in frame.g if self.writes}
+        after = RuleState({n: dict(cells) for n, cells in state.values.items()}, state.run + 1, counted(state, frame))
+        for name, key in tables.stored:
+            after.values[name][key] = torch.empty_like(state.values[name][key])
+        point_to_states(tables, state, after, frame)
+        point_to_gradients(tables, frame, out)
+        point_to_weights(tables, frame, weights)
+        watches = self.run(tables, frame, after, in_place=False)
+        for name in frame.g:
+            if name not in out:
+                out[name] = frame.w[name] - weights[name]
+        return Result({name: out[name] for name in frame.g}, weights if self.writes else None, watches, after)
+
+    def steps_in_place(self, frame: Frame) -> bool:
+        """Whether this step can be taken in place. Not with inputs for each entry, which may be memory that an earlier sweep writes."""
+        return not self._has_streams and self.takes(frame) and all(x.is_contiguous() for x in (*frame.g.values(), *frame.w.values()))
+
+    @torch.no_grad()
+    def step_in_place(self, state: RuleState, frame: Frame) -> Result:
+        """One step: `out` into the gradients of the frame (if the rule gives one), new weights into its weights, states into their own memory: the state
+        before is gone. Everything that can fail is done before the first entry is written."""
+        run = next((r for r in self._runs if r.state is state), None)
+        if run is None or not run.goes_on(frame):
+            state = owned(self.torch.started(state, frame))
+            run = self.new_run(state, frame)
+        running = self.running(state, frame)
+        tables, pointed = run.tables.get(running, (None, None))
+        if tables is None:
+            tables = self.new_tables(state, frame)
+            point_to_states(tables, state, state, frame)
+        w = addresses(frame.w)
+        if pointed is None or not np.array_equal(w, pointed):
+            point_to_weights(tables, frame, frame.w)
+            run.tables[running] = tables, w
+        point_to_gradients(tables, frame, frame.g)
+        after = RuleState(state.values, state.run + 1, counted(state, frame))
+        result = Result(dict(frame.g), dict(frame.w) if self.writes else None, {}, after)
+        watches = self.run(tables, frame, after, in_place=True)
+        run.goes_on_from(after)
+        return replace(result, watches=watches, overflowed=tables.overflowed)
+
+    def new_run(self, state: RuleState, frame: Frame) -> Run:
+        """In the place of the oldest, where there are many."""
+        with self._lock:
+            living = [run for run in self._runs if run.state is not None]
+            self._runs = [*living[-MOST_RUNS + 1 :], Run(state, frame)]
+            return self._runs[-1]
+
+    def forget(self, state: RuleState) -> None:
+        """The run that goes on from this state: its arrays are elsewhere now."""
+        with self._lock:
+            self._runs = [run for run in self._runs if run.state is not state]
+
+    def takes(self, frame: Frame) -> bool:
+        """Whether the tensors are memory of one device, of a kind that the kernels run on."""
+        xs = (*frame.g.values(), *frame.w.values())
+        return bool(frame.g) and xs[0].device.type == self.device_type and all(is_plain(x, xs[0].device) for x in xs)
+
+    def gives(self, name: str) -> bool:
+        """Whether the Program of this tensor says what `out` is."""
+        program = self.programs[self.class_of[name]]
+        return program.weight is None or program.returns
+
+    # --- kernels and tables ------------------------------------------------------------------------------------------
+
+    def running(self, state: RuleState, frame: Frame) -> frozenset[tuple[int, str]]:
+        """The blocks that run on the step after `state`."""
+        if not self._has_blocks:
+            return frozenset()
+        return blocks_due({c: self.programs[c] for c in {self.class_of[name] for name in frame.g}}, state.run + 1)
+
+    def new_tables(self, state: RuleState, frame: Frame) -> Tables:
+        """For these tensors, of these types, in these groups, with the blocks that run on this step."""
+        kinds: dict[tuple, list[str]] = {}
+        for name in frame.g:
+            kinds.setdefault(self.signature(name, state, frame), []).append(name)
+        programs = {c: self.programs[c] for c in sorted({self.class_of[name] for name in frame.g})}
+        with self._lock:
+            kernel = self.kernel(programs, self.running(state, frame), tuple(kinds))
+        return self.laid_out(kernel, tuple(map(tuple, kinds.values())), frame.group_of, list(frame.g))
+
+    def signature(self, name: str, state: RuleState, frame: Frame) -> tuple:
+        """The class of a tensor, and the types of its arrays."""
+        owner = self.class_of[name]
+        dtypes = [("g", "", dtype_name(frame.g[name]))]
+        if name in frame.w:
+            dtypes.append(("w", "", dtype_name(frame.w[name])))
+        for s in self.programs[owner].states:
+            dtypes.append(("state", s.name, dtype_name(state.values[s.name][key_of(s, name, frame.group_of)])))
+        for i in self.programs[owner].inputs:
+            if i.type.scope == ELEMENT:
+                dtypes.append(("input", i.name, dtype_name(frame.inputs[i.name][name])))
+        return owner, tuple(dtypes)
+
+    def summary(self, dtypes: Mapping[str, tuple[str, str]], group_of: Mapping[str, int]) -> Summary:
+        """The plan of the first step for tensors of these types (of the gradient, and of the weight)."""
+        programs = {c: self.programs[c] for c in sorted(set(self.class_of.values()))}
+        plan = self.to_plan(programs, blocks_due(programs, 1))
+        kinds: dict[tuple, list[str]] = {}
+        for name in self.class_of:
+            kinds.setdefault((self.class_of[name], *dtypes[name]), []).append(name)
+        made = [Kind(c, programs[c], default_dtypes(programs[c], g, w)) for c, g, w in kinds]
+        kernel = Kernel(plan, self.generated(plan, made, ""), None)
+        tables = self.laid_out(kernel, tuple(map(tuple, kinds.values())), group_of, list(self.class_of))
+        classes = []
+        for kind, names in zip(made, kinds.values(), strict=True):
+            numel = sum(self.tensors[n].numel for n in names)
+            streams = frozenset[Stream]().union(*(s.streams for s in plan.sweeps_of(kind.owner)))
+            size = sum(self.cells(s, n) * WIDTHS[kind.dtypes["state", s.name]] for s in kind.program.states if not is_shared(s.type) for n in names)
+            classes.append(TensorsOfClass(kind.owner, numel, {s: WIDTHS[kind.dtypes[dtype_key(s)]] for s in streams}, size))
+        return Summary(plan, tuple(classes), self.launches(kernel), self.workspace(tables))
+
+    def cells(self, s: State, name: str) -> int:
+        """How many values a state has for a tensor."""
+        rows, cols = self.tensors[name].grid
+        return {"element": rows * cols, "row": rows, "column": cols, "block": -(-rows * cols // (s.type.scope.size or 1))}.get(s.type.scope.name, 1)
+
+    def kernel(self, programs: Mapping[int, Program], running: frozenset[tuple[int, str]], signatures: tuple[tuple, ...]) -> Kernel:
+        key = (running, signatures)
+        if key not in self._kernels:
+            plan_key = (tuple(programs), running)
+            if plan_key not in self._plans:
+                self._plans[plan_key] = self.to_plan(programs, running)
+            plan = self._plans[plan_key]
+            kinds = [Kind(owner, programs[owner], {(what, name): dtype for what, name, dtype in dtypes}) for owner, dtypes in signatures]
+            name = to_identifier(next(iter(programs.values())).name)
+            code = self.generated(plan, kinds, f"{name}, generated by updsl")
+            file = f"{name}{self.ending}" if not self.source else f"{name}_{len(self.source) + 1}{self.ending}"
+            self.source[file] = code.text
+            self._kernels[key] = Kernel(plan, code, self.loaded(code.text, name))
+        return self._kernels[key]
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def fill(self, tables: Tables, frame: Frame, after: RuleState, in_place: bool) -> list[Tensor]:
+        """The numbers of a step, and its inputs; gives what must be kept alive."""
+        held = point_to_inputs(tables, frame)
+        if tables.counts:
+            t = np.fromiter(map(after.t.__getitem__, frame.g), np.float64, len(frame.g))
+            for table, places, field in tables.counts:
+                table[field] = t[places]
+        self.fill_shared(tables.kernel.code.group, tables.group, tables.groups, frame, after)
+        self.fill_shared(tables.kernel.code.model, tables.model, ("",), frame, after)
+        tables.model["in_place"] = in_place
+        return held
+
+    def fill_shared(self, table: Table, into: np.ndarray, keys: Sequence[Key], frame: Frame, after: RuleState) -> None:
+        """What is given for groups, or for the model."""
+
+        def at(numbers: Mapping, key: Key) -> Any:
+            return numbers[key] if key in numbers else next(iter(numbers.values()))
+
+        for field_, (_, (what, of)) in table.fields.items():
+            match what:
+                case "param":
+                    into[field_] = [float(at(frame.params, key)[of]) for key in keys]
+                case "builtin" if of == "lr":
+                    into[field_] = [float(at(frame.lr, key)) for key in keys]
+                case "builtin" if of == "t":
+                    into[field_] = float(after.run)
+                case "input":
+                    into[field_] = [float(frame.inputs[of][key]) if key in frame.inputs[of] else 0.0 for key in keys]
+
+    @staticmethod
+    def watches(tables: Tables, numbers: Callable[[np.ndarray, str], tuple[Tensor, ...]]) -> dict[str, Any]:
+        """label → 0-d tensor (scope all), or key → 0-d tensor. numbers: of a table's field, one for each row."""
+        found: dict[str, Any] = {}
+        for kind, table, names in zip(tables.kernel.code.kinds, tables.tensors, tables.names, strict=True):
+            for field, (_, (what, of)) in kind.table.fields.items():
+                if what == "watch":
+                    found.setdefault(of, {}).update(zip(names, numbers(table, field), strict=True))
+        for field, (_, (what, of)) in tables.kernel.code.group.fields.items():
+            if what == "watch":
+                cells = zip(tables.groups, numbers(tables.group, field), tables.group["present"], strict=True)
+                found[of] = {key: x for key, x, present in cells if present}
+        for field, (_, (what, of)) in tables.kernel.code.model.fields.items():
+            if what == "watch":
+                (found[of],) = numbers(tables.model, field)
+        return found
+
+
+def watch_dtype(tables: Tables) -> torch.dtype:
+    """Of the numbers that are watched: the widest arithmetic."""
+    return torch.float64 if any(kind.kind.real == "double" for kind in tables.kernel.code.kinds) else torch.float32
+
+
+def is_plain(x: Tensor, device: torch.device) -> bool:
+    """Memory of this device that a kernel can read."""
+    return type(x) in (Tensor, torch.nn.Parameter) and x.device == device and not torch._C._functorch.is_functorch_wrapped_tensor(x)
