@@ -19,7 +19,7 @@ Gathered: TypeAlias = Reduce | Apply
 def finer(programs: Iterable[Program]) -> frozenset[str]:
     """What is one value for several tensors in one class, and in another is of each tensor or another value, by its name in Facts.finer."""
     seen: dict[str, set[object]] = {}
-    for program in programs:
+    for program in {id(p): p for p in programs}.values():
         for name, meaning in _shared(program):
             seen.setdefault(name, set()).add(meaning)
     return frozenset(name for name, meanings in seen.items() if len(meanings) > 1)

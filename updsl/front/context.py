@@ -155,10 +155,11 @@ class Context:
         counts: Mapping[str, int],
         checking: bool,
     ):
-        self.module, self.tensor, self.facts = module, tensor, facts
+        self.module, self._tensor, self.facts = module, tensor, facts
+        self.asked_shape = False
+        """Whether the pass depends on the tensor's shape."""
         self.parameters, self.overridden, self.lr = parameters, overridden, lr
         self.counts, self.checking = counts, checking
-        self.sizes: dict[Dim, int] = {"rows": tensor.grid[0], "cols": tensor.grid[1]}
         self.diagnostics: list[Diagnostic] = []
         self.block: list[ir.Statement] = []
         self.current: dict[str, Expr] = {}
@@ -182,6 +183,19 @@ class Context:
         self.callers: list[tuple[str, Span]] = []
         self.mistaken: dict[str, tuple[Diagnostic, ...]] = {}
         self.stored: dict[str, tuple[str, Type]] = {}
+
+    # --- the tensor ---
+
+    @property
+    def name(self) -> str:
+        """The tensor's. What depends on it is in `predicates`."""
+        return self._tensor.name
+
+    @property
+    def tensor(self) -> Tensor:
+        """With its shape: a pass that asks for it is of tensors of this shape only."""
+        self.asked_shape = True
+        return self._tensor
 
     # --- mistakes ---
 
@@ -228,7 +242,7 @@ class Context:
     @contextmanager
     def discarded(self, env: Env):
         """Elaborate text that is not taken, for the mistakes in its names only: everything else is as before."""
-        kept = {k: copy(v) for k, v in vars(self).items() if k not in ("diagnostics", "facts", "module", "parameters", "looked_at")}
+        kept = {k: copy(v) for k, v in vars(self).items() if k not in ("diagnostics", "facts", "module", "parameters", "looked_at", "asked_shape")}
         facts = {k: copy(v) for k, v in vars(self.facts).items()}
         instance = env.instance
         subtree, begun, watches = (instance.subtree.copy(), instance.begun, instance.watches.copy()) if instance else ([], None, {})
@@ -326,7 +340,9 @@ class Context:
     def size(self, d: Dim | None) -> int | None:
         """The number behind a size; None for a size of a matrix input."""
         d = self.dim(d)
-        return d if isinstance(d, int) else self.sizes.get(d) if d is not None else None
+        if isinstance(d, int) or d not in ("rows", "cols"):
+            return d if isinstance(d, int) else None
+        return self.tensor.grid[d == "cols"]
 
     def agree(self, a: Dim | None, b: Dim | None) -> bool:
         """Whether two sizes are one; a size of a matrix input is tied to the other."""

@@ -48,6 +48,8 @@ class _Walked:
     reductions: tuple[Reduction, ...]
     capped: bool
     """The text unfolds beyond a cap: nothing else is known of it."""
+    of_shape: bool
+    """Whether it is of tensors of one shape: the text asked for it."""
 
 
 def elaborate(
@@ -90,17 +92,17 @@ def _walk_all(
     constants: set[str],
     finer: frozenset[str],
 ) -> dict[str, _Walked]:
-    """Each tensor's walk; tensors of one shape and equal outcomes of the text's questions about their names share one."""
-    done: dict[tuple[int, ...], list[tuple[str, _Walked]]] = {}
+    """Each tensor's walk; tensors for which the text's questions about shapes and names have equal answers share one."""
+    done: dict[tuple[int, ...] | None, list[tuple[str, _Walked]]] = {None: []}
     walked: dict[str, _Walked] = {}
     for t in tensors:
-        for name, earlier in done.get(t.shape, ()):
+        for name, earlier in (*done[None], *done.get(t.shape, ())):
             if all(_asks(p, name) == _asks(p, t.name) for p in earlier.predicates):
                 walked[t.name] = earlier
                 break
         else:
-            walked[t.name] = _settle(module, t, parameters, overridden, lr, counts, constants, finer)
-            done.setdefault(t.shape, []).append((t.name, walked[t.name]))
+            walked[t.name] = made = _settle(module, t, parameters, overridden, lr, counts, constants, finer)
+            done.setdefault(t.shape if made.of_shape else None, []).append((t.name, made))
     return walked
 
 
@@ -121,11 +123,12 @@ def _settle(
     checking: bool = False,
 ) -> _Walked:
     """Walk the text for one tensor until nothing new is found."""
-    facts = Facts(constants=constants, finer=finer)
+    facts, of_shape = Facts(constants=constants, finer=finer), False
     for _ in range(MAX_PASSES):
         facts.changed = False
         cx = Context(module, tensor, facts, parameters, overridden, lr, counts, checking)
         program = _walk(cx)
+        of_shape = of_shape or cx.asked_shape
         if cx.states != facts.known:
             facts.known, facts.changed = dict(cx.states), True
         if not facts.changed and cx.mistaken:
@@ -140,6 +143,7 @@ def _settle(
                 cx.counted,
                 tuple(cx.reductions),
                 cx.capped,
+                of_shape,
             )
     raise InternalError(f"the scopes of `{module.name}` do not settle")
 
@@ -233,6 +237,7 @@ def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants
     classes: dict[Program, int] = {}
     reductions: list[tuple[Reduction, ...]] = []
     class_of: dict[str, int] = {}
+    class_of_walk: dict[int, int] = {}  # a Program is compared with others once, and not for every tensor that shares its walk
     for t in tensors:
         w = walked[t.name]
         for d in w.diagnostics:
@@ -241,9 +246,11 @@ def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants
             elif d not in found:
                 found.append(d)
         if w.program is not None:
-            if w.program not in classes:
-                reductions.append(w.reductions)
-            class_of[t.name] = classes.setdefault(w.program, len(classes))
+            if id(w) not in class_of_walk:
+                if w.program not in classes:
+                    reductions.append(w.reductions)
+                class_of_walk[id(w)] = classes.setdefault(w.program, len(classes))
+            class_of[t.name] = class_of_walk[id(w)]
     found += (replace(d, message=arms.not_taken(missed)) for d, missed in untaken.items())
     found.extend(mixed)
     if found:
@@ -260,16 +267,20 @@ def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequen
     Mistakes in names are reported wherever they stand, others where every probe shape shows them."""
     constants = {n for n, p in module.parameters.items() if isinstance(parameters[n], (bool, str))}
     by_probe: list[tuple[Diagnostic, ...]] = []
+    of_any_shape: dict[str, _Walked] = {}
     with deep_recursion():
         for shape in PROBES:
             for name in names:
-                for _ in range(MAX_PASSES):
+                walked = of_any_shape.get(name)
+                for _ in range(MAX_PASSES if walked is None else 0):
                     known = set(constants)
                     walked = _settle(module, Tensor(name, shape), parameters, frozenset(), True, {"": 1}, constants, checking=True)
                     if walked.capped:
                         return list(walked.diagnostics), frozenset(constants)
                     if constants == known:
                         break
+                if not walked.of_shape:
+                    of_any_shape[name] = walked
                 by_probe.append(walked.diagnostics)
     return of_text(by_probe), frozenset(constants)
 

@@ -161,7 +161,7 @@ def builtin(cx: Context, env: Env, e: syntax.Name) -> Value:
             value = cx.emit(env, env.sites.label(e, "value"), Value(Reduce("sum", (ones,), ALL, Type(ALL), span=e.span)), e.span)
             return replace(value, static=float(cx.counts.get(env.population, 1)))
         case "name":
-            return Value(Const(0.0, span=e.span), cx.tensor.name)
+            return Value(Const(0.0, span=e.span), cx.name)
         case "ndim":
             return Value(Ref("ndim", "builtin", Type(TENSOR), span=e.span), float(len(cx.tensor.shape)))
     return attribute(cx, e.id, instance.g.type, e.span)
