@@ -26,6 +26,8 @@ MOST_PARTS = 64
 """Chunks of a tensor whose columns are added up: each has an array of parts for them."""
 SERIAL = 1 << 15
 """Up to so many entries in all, one thread does the step."""
+LINE = 64
+"""Bytes of a cache line, which two threads should not write to."""
 BAD = 4
 """The field of a chunk that says whether an entry that it gave is not finite."""
 
@@ -52,10 +54,12 @@ class HostTables(Tables):
         self.pointers = tuple(ctypes.c_void_p(x.ctypes.data) for x in (self.model, self.group, *pairs))
         return self
 
-    def memory(self, cells: int, dtype: type) -> int:
-        """The address of memory that lives as long as the tables."""
-        self.held.append(np.zeros(cells, dtype))
-        return self.held[-1].ctypes.data
+    def memory(self, cells: np.ndarray, dtype: type) -> np.ndarray:
+        """Addresses of runs of so many cells, apart from each other by cache lines: memory that lives as long as the tables."""
+        sizes = -(-cells * np.dtype(dtype).itemsize // LINE) * LINE
+        ends = sizes.cumsum()
+        self.held.append(np.zeros(int(sizes.sum()) + LINE, np.uint8))
+        return -(-self.held[-1].ctypes.data // LINE) * LINE + ends - sizes
 
 
 class CppBackend(KernelBackend):
@@ -89,35 +93,40 @@ class CppBackend(KernelBackend):
         stored, places = stored_states(kernel, names, group_of), places_of(names, order)
         made = HostTables(kernel, names, groups, [], [], empty(code.group, len(groups)), empty(code.model, 1), stored, places)
         for kind, own in zip(code.kinds, names, strict=True):
-            table, chunks = empty(kind.table, len(own)), []
-            for i, name in enumerate(own):
-                mine = list(chunks_of(kind, *self.tensors[name].grid))
-                self.lay_out(made, kind, table[i], name, {"group": groups.index(group_of[name]), "chunks": len(mine), "first": len(chunks)})
-                chunks += [(i, n, begin, end, 0) for n, (begin, end) in enumerate(mine)]
-            made.tensors.append(table)
-            made.chunks.append(np.array(chunks, np.int64).reshape(-1, BAD + 1))
+            grids = [self.tensors[name].grid for name in own]
+            runs = {grid: np.array(list(chunks_of(kind, *grid)), np.int64).reshape(-1, 2) for grid in set(grids)}
+            counts = np.array([len(runs[grid]) for grid in grids], np.int64)
+            firsts = counts.cumsum() - counts
+            chunks = np.zeros((int(counts.sum()), BAD + 1), np.int64)
+            chunks[:, 0] = np.repeat(np.arange(len(own)), counts)
+            chunks[:, 1] = np.arange(len(chunks)) - np.repeat(firsts, counts)
+            chunks[:, 2:BAD] = np.concatenate([runs[grid] for grid in grids])
+            made.chunks.append(chunks)
+            made.tensors.append(empty(kind.table, len(own)))
+            self.lay_out(made, kind, own, {"group": np.array([groups.index(group_of[name]) for name in own]), "chunks": counts, "first": firsts})
         present = {group_of[n] for own in names for n in own}
         made.group["present"] = [g in present for g in groups]
         self.size_model(made)
         return made.ready()
 
-    def lay_out(self, tables: HostTables, kind: Tensors, row: Any, name: str, known: Mapping[str, int]) -> None:
-        """What is known of one tensor; its workspace."""
-        rows, cols = self.tensors[name].grid
-        blocks = -(-rows * cols // kind.block) if kind.block else 0
+    def lay_out(self, tables: HostTables, kind: Tensors, names: Sequence[str], known: Mapping[str, np.ndarray]) -> None:
+        """What is known of the tensors of a kind; their workspace."""
+        table = tables.tensors[-1]
+        rows, cols = np.array([self.tensors[name].grid for name in names], np.int64).T
+        blocks = -(-rows * cols // kind.block) if kind.block else np.zeros_like(rows)
         sizes = {"rows": rows, "cols": cols, "numel": rows * cols, "blocks": blocks, **known}
         wide = np.longdouble if any(k.kind.real == "double" for k in tables.kernel.code.kinds) else np.float64
         for field, (_, (what, of)) in kind.table.fields.items():
             match what:
                 case "size":
-                    row[field] = sizes[of]
+                    table[field] = sizes[of]
                 case "builtin" if of != "t":
-                    row[field] = attribute(of, self.tensors[name].shape)
+                    table[field] = [attribute(of, self.tensors[name].shape) for name in names]
                 case "workspace":
-                    row[field] = tables.memory(known["chunks"] * (kind.slots if of == "parts" else kind.columns * cols), wide)
+                    table[field] = tables.memory(known["chunks"] * (kind.slots if of == "parts" else kind.columns * cols), wide)
                 case _ if what.startswith(("array", "real array")):
                     cells = {"row": rows, "column": cols, "block": blocks}[what.split()[-1]]
-                    row[field] = tables.memory(cells, np.float32 if what.startswith("real") and kind.kind.real == "float" else np.float64)
+                    table[field] = tables.memory(cells, np.float32 if what.startswith("real") and kind.kind.real == "float" else np.float64)
 
     def size_model(self, tables: HostTables) -> None:
         """How much there is of everything."""

@@ -7,12 +7,14 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from updsl.back.kernel_first import missing, with_literals
 from updsl.back.kernel_kind import WIDTHS, Kind, Table, default_dtypes, dtype_key
 from updsl.back.kernel_tables import (
     Kernel,
@@ -29,7 +31,6 @@ from updsl.back.kernel_tables import (
     point_to_states,
     point_to_weights,
 )
-from updsl.back.torch_exec import TorchBackend
 from updsl.back.torch_names import to_identifier
 from updsl.core import frame
 from updsl.core.frame import Frame, Key, Result, RuleState
@@ -37,6 +38,9 @@ from updsl.core.ir import Every, Program, State, is_shared
 from updsl.core.plan import Plan, Stream, Summary, TensorsOfClass
 from updsl.core.scope import ELEMENT
 from updsl.core.straight import blocks_due
+
+if TYPE_CHECKING:
+    from updsl.back.torch_exec import TorchBackend
 
 MOST_RUNS = 16
 """Runs in place that one backend remembers: optimizers that have the same rule and tensors."""
@@ -77,7 +81,6 @@ class KernelBackend(ABC):
         self.programs, self.class_of = tuple(programs), dict(class_of)
         self.tensors = {t.name: t for t in tensors}
         self.to_plan = to_plan
-        self.torch = TorchBackend(programs, class_of, tensors)
         self.source: dict[str, str] = {}
         self._has_streams = any(i.type.scope == ELEMENT for p in self.programs for i in p.inputs)
         self._has_blocks = any(isinstance(s, Every) for p in self.programs for s in p.body)
@@ -115,13 +118,27 @@ class KernelBackend(ABC):
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def fallback(self) -> TorchBackend:
+        """What takes the steps that kernels do not, made when there is one."""
+        from updsl.back.torch_exec import TorchBackend
+
+        return TorchBackend(self.programs, self.class_of, tuple(self.tensors.values()))
+
+    def started(self, state: RuleState, frame: Frame) -> RuleState:
+        """The state before the step, dense, with the first values of what takes its first step."""
+        lacking = list(missing(self.programs, self.class_of, state, frame))
+        if lacking:
+            state = with_literals(lacking, self.tensors, state, frame) or self.fallback.started(state, frame)
+        return owned(state)
+
     @torch.no_grad()
     def step(self, state: RuleState, frame: Frame) -> Result:
         """One step: a pure function of state and frame."""
         if not self.takes(frame):
-            return self.torch.step(state, frame)
+            return self.fallback.step(state, frame)
         frame = dense(frame)
-        state = owned(self.torch.started(state, frame))
+        state = self.started(state, frame)
         tables = self.new_tables(state, frame)
         out = {name: torch.empty_like(g) for name, g in frame.g.items() if self.gives(name)}
         weights = {name: torch.empty_like(frame.w[name]) for name in frame.g if self.writes}
@@ -147,7 +164,7 @@ class KernelBackend(ABC):
         before is gone. Everything that can fail is done before the first entry is written."""
         run = next((r for r in self._runs if r.state is state), None)
         if run is None or not run.goes_on(frame):
-            state = owned(self.torch.started(state, frame))
+            state = self.started(state, frame)
             run = self.new_run(state, frame)
         running = self.running(state, frame)
         tables, pointed = run.tables.get(running, (None, None))
