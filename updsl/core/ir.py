@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import is_
 from typing import Literal, TypeAlias
 
 from updsl.core.scope import ALL, ELEMENT, TENSOR, Scope
@@ -223,32 +224,33 @@ def on_grid(scope: Scope, rows: Dim | None, cols: Dim | None, **more) -> Type:
 
 
 def children(e: Expr) -> tuple[Expr, ...]:
-    match e:
-        case Apply(args=args) | Reduce(args=args):
-            return args
-        case _:
-            return ()
+    return e.args if isinstance(e, (Apply, Reduce)) else ()
 
 
 def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
     """The same node over other arguments; the same object if they are the same."""
-    match e:
-        case Apply() | Reduce() if any(a is not b for a, b in zip(args, e.args, strict=True)):
-            return replace(e, args=args)
-        case _:
-            return e
+    if not isinstance(e, (Apply, Reduce)) or all(map(is_, args, e.args)):
+        return e
+    return Apply(e.op, args, e.type, e.static, span=e.span) if isinstance(e, Apply) else Reduce(e.op, args, e.scope, e.type, e.static, span=e.span)
 
 
 def rewrite(e: Expr, step: Callable[[Expr], Expr]) -> Expr:
     """`step` applied to every node, leaves first."""
-    return step(rebuild(e, tuple(rewrite(a, step) for a in children(e))))
+    return step(rebuild(e, tuple([rewrite(a, step) for a in e.args])) if isinstance(e, (Apply, Reduce)) else e)
 
 
 def walk(e: Expr) -> Iterator[Expr]:
     """Every node, leaves first."""
-    for a in children(e):
-        yield from walk(a)
-    yield e
+    found: list[Expr] = []
+
+    def add(n: Expr) -> None:
+        if isinstance(n, (Apply, Reduce)):
+            for a in n.args:
+                add(a)
+        found.append(n)
+
+    add(e)
+    return iter(found)
 
 
 def bindings(statements: tuple[Statement, ...]) -> Iterator[Binding]:

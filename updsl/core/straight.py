@@ -95,30 +95,38 @@ def flatten(c: int, statements: Sequence[Statement], running: frozenset[tuple[in
 def once(order: Sequence[Step]) -> tuple[list[Step], Callable[[int | None, Expr], Expr]]:
     """The steps without bindings that say what an earlier one said; and the renaming of references that this takes, in a class (None: in none)."""
     names: dict[tuple[int | None, str], str] = {}
-    seen: dict[object, str] = {}
+    said: dict[object, list[tuple[object, str]]] = {}
 
     def alias(c: int | None, e: Expr) -> Expr:
         def renamed(n: Expr) -> Expr:
-            if isinstance(n, Ref) and n.kind == "value":
-                return replace(n, name=names.get((c, n.name), names.get((None, n.name), n.name)))
-            return n
+            if not isinstance(n, Ref) or n.kind != "value":
+                return n
+            name = names.get((c, n.name)) or names.get((None, n.name)) or n.name
+            return n if name == n.name else replace(n, name=name)
 
-        return rewrite(e, renamed)
+        return rewrite(e, renamed) if names else e
+
+    def first(what: object, name: str) -> str:
+        """Who said this first. Numbers that are equal may be different literals, 1 and true or 0 and -0."""
+        known = said.setdefault(what, [])
+        found = next((other for meant, other in known if repr(meant) == repr(what)), None)
+        if found is None:
+            known.append((what, name))
+        return found or name
 
     kept: list[Step] = []
     for step in order:
         match step:
             case Local(c, b):
                 b = replace(b, expr=alias(c, b.expr))
-                if seen.setdefault((c, repr(b.expr)), b.name) != b.name:
-                    names[c, b.name] = seen[c, repr(b.expr)]
+                if (name := first((c, b.expr), b.name)) != b.name:
+                    names[c, b.name] = name
                 else:
                     kept.append(Local(c, b))
             case Shared(name, bindings):
                 bindings = {c: replace(b, expr=alias(c, b.expr)) for c, b in bindings.items()}
-                key = tuple((c, repr(b.expr)) for c, b in bindings.items())
-                if seen.setdefault(key, name) != name:
-                    names[None, name] = seen[key]
+                if (earlier := first(tuple((c, b.expr) for c, b in bindings.items()), name)) != name:
+                    names[None, name] = earlier
                 else:
                     kept.append(Shared(name, bindings))
     return kept, alias
