@@ -35,6 +35,17 @@ class Value:
     def type(self) -> Type:
         return self.expr.type
 
+    def at(self, span: Span) -> Value:
+        """The same, with this place in the text as its own."""
+        match self.expr:
+            case Const(value=value):
+                e: Expr = Const(value, span=span)
+            case Ref(name, kind, type_):
+                e = Ref(name, kind, type_, span=span)
+            case e:
+                e = replace(e, span=span)
+        return Value(e, self.static, self.needs, self.poisoned)
+
 
 POISON = Value(Const(float("nan")), poisoned=True)
 
@@ -280,7 +291,7 @@ class Context:
                 twin = self._of_tensor(expr)
                 self.twins[name] = twin.type
                 self.block.append(Binding(f"{name}@tensor", twin, span=span))
-        return replace(value, expr=Ref(name, "value", expr.type, span=span))
+        return Value(Ref(name, "value", expr.type, span=span), value.static, value.needs, value.poisoned)
 
     def refined(self, what: str, e: Expr) -> Expr:
         """The value, of each tensor if it is not one value for all tensors of its cell."""
@@ -384,7 +395,7 @@ class Context:
                     )
                     return None
         t = joined(*types)
-        return replace(t, rows=self.dim(t.rows), cols=self.dim(t.cols))
+        return replace(t, rows=self.dim(t.rows), cols=self.dim(t.cols)) if self.facts.ties else t
 
 
 def is_host(e: Expr, hosts: Set[str]) -> bool:

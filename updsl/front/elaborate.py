@@ -271,18 +271,23 @@ def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequen
     with deep_recursion():
         for shape in PROBES:
             for name in names:
-                walked = of_any_shape.get(name)
-                for _ in range(MAX_PASSES if walked is None else 0):
-                    known = set(constants)
-                    walked = _settle(module, Tensor(name, shape), parameters, frozenset(), True, {"": 1}, constants, checking=True)
-                    if walked.capped:
-                        return list(walked.diagnostics), frozenset(constants)
-                    if constants == known:
-                        break
+                walked = of_any_shape.get(name) or _probed(module, Tensor(name, shape), parameters, constants)
+                if walked.capped:
+                    return list(walked.diagnostics), frozenset(constants)
                 if not walked.of_shape:
                     of_any_shape[name] = walked
                 by_probe.append(walked.diagnostics)
     return of_text(by_probe), frozenset(constants)
+
+
+def _probed(module: Module, tensor: Tensor, parameters: Mapping[str, Constant], constants: set[str]) -> _Walked:
+    """The walk for a probe, once all constant parameters are known: they are added to `constants`."""
+    for _ in range(MAX_PASSES):
+        known = set(constants)
+        walked = _settle(module, tensor, parameters, frozenset(), True, {"": 1}, constants, checking=True)
+        if walked.capped or constants == known:
+            return walked
+    raise InternalError(f"the constants of `{module.name}` do not settle")
 
 
 def fn_mistakes(unit: Unit) -> list[Diagnostic]:

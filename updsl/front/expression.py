@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 from updsl.core.diagnostic import Label
 from updsl.core.ir import GRID, Apply, Const, Reduce, Ref, Type
@@ -28,8 +29,7 @@ def expression(cx: Context, env: Env, e: syntax.Expr, whole: bool = False) -> Va
         case syntax.Text(value=v):
             return Value(Const(0.0, span=e.span), v)
         case syntax.Name():
-            value = name(cx, env, e, whole)
-            return replace(value, expr=replace(value.expr, span=e.span))
+            return name(cx, env, e, whole).at(e.span)
         case syntax.Call():
             return functions.call(cx, env, e, whole)
         case syntax.Unary(op=op, operand=x):
@@ -205,10 +205,9 @@ def elementwise(cx: Context, op: str, values: list[Value], span: Span) -> Value:
     t = cx.combine(values, span, f"`{_shown(op)}`")
     if t is None:
         return POISON
-    if op == "select":
-        t = replace(t, boolean=all(v.type.boolean for v in values[1:]))
-    else:
-        t = replace(t, boolean=row.boolean)
+    boolean = all(v.type.boolean for v in values[1:]) if op == "select" else row.boolean
+    if boolean != t.boolean:
+        t = replace(t, boolean=boolean)
     static, needs = None, frozenset()
     if op != "select" and all(v.static is not None for v in values):
         static = fold(op, *(v.static for v in values if not isinstance(v.static, str) and v.static is not None))
@@ -216,6 +215,7 @@ def elementwise(cx: Context, op: str, values: list[Value], span: Span) -> Value:
     return Value(Apply(op, tuple(v.expr for v in values), t, span=span), static, needs, any(v.poisoned for v in values))
 
 
+@cache
 def _shown(op: str) -> str:
     text = OPS[op].text
     for mark in ("{x}", "{y}", "{c}"):
