@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from agreement import Step, run
+from agreement import Step, furthest, run
 
 import updsl
 
@@ -135,3 +135,21 @@ def test_groups_draw_independently_and_alike_on_every_backend(text):
         assert drawn["a.weight"] == drawn["a.bias"]
         assert len(set(drawn.values())) == len(GROUPS)
         assert drawn == pytest.approx({name: float(x.flat[0]) for name, x in same.out.items()}, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g*(quantile(w, q = sigmoid(median(g))) per group)",
+        "g*(quantile(norm(w) per row, q = sigmoid(norm(g))) per all)",
+        "g*(quantile(w, q = sigmoid(median(g) per all)) per group)",
+        "if (largest(g, 1 + abs(median(w))) per all) then g else 0",
+        "rule r:\n    q = sigmoid(median(g → history(2)))\n    x = if bernoulli(0.5) then g else w\n    return g*(quantile(x, q = mean(q)) per group)",
+    ],
+)
+def test_the_number_of_a_joint_reduction_may_be_a_joint_reduction(text):
+    rng, groups = np.random.default_rng(0), [{"params": ["a.weight", "a.bias"]}]
+    w = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
+    steps = [Step({name: rng.standard_normal(shape) for name, shape in SHAPES.items()}) for _ in range(3)]
+    found, expected = (run(updsl.parse(text), b, w, steps, groups=groups) for b in ("torch", "interpret"))
+    assert furthest(found, expected)[0] <= 1e-12

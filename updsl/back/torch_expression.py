@@ -188,10 +188,10 @@ class Expressions(Writer):
 
     # --- reductions, selections, samples -----------------------------------------------------------------------------
 
-    def operands(self, e: Reduce | Apply) -> tuple[list[Code], dict[str, Code], Type, Kind]:
-        """The cells that are reduced, in one dtype; the numbers beside them; the type of the cells; the kind of the result."""
+    def operands(self, e: Reduce | Apply, numbers: bool = True) -> tuple[list[Code], dict[str, Code], Type, Kind]:
+        """The cells that are reduced, in one dtype; the numbers beside them, unless they are left out; the type of the cells; the kind of the result."""
         op = OPS[e.op]
-        codes = {name: self.render(a) for name, a in zip(op.args, e.args, strict=True)}
+        codes = {name: self.render(a) for name, a in zip(op.args, e.args, strict=True) if numbers or name not in op.numbers}
         codes = {name: c if op.conditions else self.numeric(c) for name, c in codes.items()}
         kind: Kind = "tensor" if any(c.kind == "tensor" for c in codes.values()) else "host"
         have = replace(joined(*(c.type for name, c in codes.items() if name not in op.numbers)), samples=e.type.samples)
@@ -200,8 +200,8 @@ class Expressions(Writer):
             xs = [self.cast(x) for x in xs]
         if len(xs) == 1 and xs[0].type.samples != have.samples:
             xs = [self.spread(xs[0], have)]
-        numbers = {name: self.aligned(c, replace(NUMBER, samples=have.samples)) for name, c in codes.items() if name in op.numbers}
-        return xs, numbers, have, kind
+        beside = {name: self.aligned(c, replace(NUMBER, samples=have.samples)) for name, c in codes.items() if name in op.numbers}
+        return xs, beside, have, kind
 
     def reduction(self, e: Reduce) -> Code:
         xs, numbers, have, kind = self.operands(e)

@@ -160,9 +160,9 @@ def bind(writer: Expressions, b: Binding) -> None:
 
 
 def part(writer: Expressions, e: Reduce | Apply, label: str) -> str:
-    """What a piece contributes to a joint step: its cells where their order counts, else sums and extremes of them."""
+    """What a piece contributes to a joint step: its cells where their order counts, else sums and extremes of them. Numbers are a piece of their own."""
     writer.subject = label
-    xs, _, have, _ = writer.operands(e)
+    xs, _, have, _ = writer.operands(e, numbers=False)
     if not writer.local:
         shape = "(1, -1, 1, 1)" if have.samples else "(1, 1, 1)"
         xs = [replace(x, text=f"{x.bracketed}.reshape{shape}", rank=ATOM) for x in xs]
