@@ -286,7 +286,7 @@ class Author:
                 return f"clip {fn.name}{pen.pick(('', '(it)', '(k = 0.7)'))} > 1.21{self.scope_text()}"
             case 3:
                 return f"clip norm > 1.05*(norm(it) → ema(0.9)) per {scope}"
-            case 4:
+            case 4 if pen.allows("quantile"):
                 return f"clip rms > quantile(norm(it) → history(3), 60%) per {scope}"
             case 5:
                 with pen.within(default=scope):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from authoring import STATEMENTS, Author
@@ -9,6 +10,11 @@ from writing import Fn, Writer
 
 from updsl.core.scope import ALL, COLUMN, ELEMENT, GROUP, ROW, TENSOR, Scope, block
 
+EVERYWHERE = "median|quantile|largest|history|windows|drawn|matrices|basis|orthogonalize|polar|samples|matrix"
+BEYOND = {"cpp": EVERYWHERE, "triton": f"{EVERYWHERE}|atan2"}
+"""Words of what the kernels of a backend do not cover."""
+TOGETHER = (r"block", r"\brow\b|column|sinkgd|centralize|block\(4\)", r"\brow\b|column|sinkgd|centralize|block\(3\)")
+"""Words that are to be left out further, one of these: kernels have rows and columns, or blocks of one size."""
 PIECES = {"→": ("->", "|>"), "←": ("<-",), "≤": ("<=",), "≥": (">=",), "≠": ("!=",), "*": ("·", "×"), " - ": (" − ",)}
 
 
@@ -76,15 +82,15 @@ FURTHER = {
 def further_inputs(author: Author) -> None:
     """Further streams, and what is made of matrices and samples."""
     pen = author.pen
-    chosen = [name for name in FURTHER if pen.chance(6)]
+    chosen = [name for name in FURTHER if pen.chance(6) and pen.allows(FURTHER[name][1])]
     lines = [FURTHER[name][1] for name in chosen]
     for name in chosen:
         author.inputs[name] = FURTHER[name][0]
         author.keep(name, FURTHER[name][2])
-    if pen.chance(6):
+    if pen.chance(6) and pen.allows("matrix"):
         lines.append("P as matrix")
         author.inputs["P"] = "matrix"
-    if pen.chance(4):
+    if pen.chance(4) and pen.allows("samples"):
         lines.append(pen.pick(("samples", "samples as samples")))
         author.inputs["samples"] = "samples"
     if lines:
@@ -172,9 +178,12 @@ ENDINGS: dict[str, Callable[[Author], None]] = {"returned": returned, "again": r
 STEP = "rule Step(q = 0.1):\n    w ← w - lr*(g + q*w)\n"
 
 
-def written_file(pen: Writer, grouped: bool = False) -> tuple[str, dict[str, str]]:
-    """The file, and the inputs of its main rule. grouped: groups may have their own values of the parameters, whose scope is the group's then."""
+def written_file(pen: Writer, grouped: bool = False, kernels: str = "") -> tuple[str, dict[str, str]]:
+    """The file, and the inputs of its main rule. grouped: groups may have their own values of the parameters, whose scope is the group's then.
+    kernels: of what the kernels of this backend cover, "cpp" or "triton"."""
     numbers, inputs = [0], {}
+    if kernels:
+        pen.draws, pen.without = False, re.compile("|".join((BEYOND[kernels], pen.pick(TOGETHER))))
     mode = pen.pick(("", "", "skip"))
     fns = [written_fn(pen, i) for i in range(pen.number(0, 2))]
     pen.fns = [fn for fn, _ in fns]

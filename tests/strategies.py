@@ -118,20 +118,20 @@ def grouping(pen: Writer, names: tuple[str, ...]) -> tuple[dict[str, Any], ...] 
     return (one, *more)
 
 
-def cases(missing: bool = False, steps: int = 5) -> st.SearchStrategy[Case]:
-    """Rule files, tensors, and streams for them. missing: some tensors have no gradient at some steps."""
+def cases(missing: bool = False, steps: int = 5, kernels: str = "") -> st.SearchStrategy[Case]:
+    """Rule files, tensors, and streams for them. missing: some tensors have no gradient at some steps. kernels: of what this backend's cover."""
     size = CHOICES + ENTRIES
-    return st.binary(min_size=size, max_size=size).map(lambda data: decoded(data[:CHOICES], iter(data[CHOICES:]), missing, steps))
+    return st.binary(min_size=size, max_size=size).map(lambda data: decoded(data[:CHOICES], iter(data[CHOICES:]), missing, steps, kernels))
 
 
-def decoded(choices: bytes, data: Iterator[int], missing: bool, steps: int) -> Case:
+def decoded(choices: bytes, data: Iterator[int], missing: bool, steps: int, kernels: str = "") -> Case:
     """The case that these bytes stand for."""
     pen = Writer(data)
     names = pen.pick(SETS)
     shapes = {name: SHAPES[name] for name in names}
     groups = grouping(pen, names)
     changed = pen.number(1, 2 * steps)
-    text, inputs = written_file(Writer(iter(choices)), groups is not None)
+    text, inputs = written_file(Writer(iter(choices)), groups is not None, kernels)
     weights, taken = streams(data, shapes), []
     for t in range(steps):
         there = {n: s for n, s in shapes.items() if not missing or not pen.chance(3)} or {names[0]: shapes[names[0]]}

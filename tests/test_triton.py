@@ -142,13 +142,14 @@ def test_conformance_points(number: int) -> None:
 
 def check_case(case: Case) -> None:
     rule = updsl.parse(case.text)
+    assert rule.engine(rule.init(case.weights, groups=case.groups).layout, True, "triton").name == "triton"
     found = [run(rule, backend, case.weights, case.steps, case.lr, case.groups, case.seed) for backend in ("triton", "interpret")]
     worst, where = furthest(*found, True)
     assert worst <= 1e-9, f"{where}: {worst:.1e}"
 
 
 def random_programs(number: int, size: int) -> None:
-    test = given(cases())(check_case)
+    test = given(cases(kernels="triton"))(check_case)
     seed(number)(settings(max_examples=size, database=None, phases=(Phase.generate,))(test))()
 
 
@@ -202,6 +203,13 @@ def test_a_small_deviation_beside_a_large_mean() -> None:
     g = (1e3 + 1e-3 * normal(100, 100, salt=3, dtype=torch.float64)).float()
     exact = g.double().std(unbiased=False)
     assert abs(one_step("g*0 + std(g)", g)[0, 0].double() - exact) <= 1e-3 * exact
+
+
+@needs_triton
+def test_groups_that_have_no_tensor_of_an_arm() -> None:
+    found = [test_cpp.stepped(test_cpp.ROUTED, backend, groups=[{"params": ["a"]}, {"params": ["b"]}]) for backend in ("triton", "interpret")]
+    for mine, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
 @needs_triton

@@ -3,6 +3,7 @@ or sign is taken of what is 0 by construction."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Writer:
     names: the numbers in reach, with their scopes; conditions likewise. default: the scope that a reduction without a nearer `per`
     takes. clock: the scope of `t`, None if it is not known.
     least: the coarsest scope that a state may have. pure: no instances and no windows here. draws: whether a random draw may stand here.
+    without: what holds such a word is not picked.
     """
 
     choices: Iterator[int]
@@ -89,6 +91,7 @@ class Writer:
     least: Scope = ALL
     pure: bool = False
     draws: bool = True
+    without: re.Pattern[str] | None = None
 
     # --- choices ---
 
@@ -99,7 +102,12 @@ class Writer:
         return least + code % (most - least + 1)
 
     def pick(self, options: Sequence[T]) -> T:
+        options = [x for x in options if self.allows(x)]
         return options[self.number(0, len(options) - 1)]
+
+    def allows(self, x: object) -> bool:
+        """Whether x, a text, a statement or a scope, has none of the words that are to be left out."""
+        return self.without is None or not self.without.search(getattr(x, "__name__", str(x)))
 
     def chance(self, one_in: int) -> bool:
         return self.number(1, one_in) == one_in
@@ -215,7 +223,7 @@ class Writer:
         return f"({self.exact(scope, depth)} → {rule})"
 
     def window(self, scope: Scope, depth: int) -> str:
-        if self.pure or not self.least <= scope:
+        if self.pure or not self.least <= scope or not self.allows("history"):
             return self.leaf(scope)
         with self.within(pure=True):
             h = f"({self.exact(scope, depth)} → history({self.pick((1, 2, 3, 4))}))"
@@ -260,7 +268,7 @@ class Writer:
                 return f"({self.exact_condition(scope, depth - 1)} or not {x} > {c})"
             case 5:
                 return f"(isfinite({x}) and {x} < {c})"
-            case 6 if scope == ELEMENT:
+            case 6 if scope == ELEMENT and self.allows("largest"):
                 over = self.pick([s for s in SCOPES if s < ELEMENT])
                 return f"(largest(g + {c}*{x}, {self.pick(('2', '40%', '0.5', '1', '100%', 'max(2, t)' if self.clock == ALL else '3'))}) per {over})"
             case 7 if scope < ELEMENT:

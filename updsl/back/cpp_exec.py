@@ -104,8 +104,7 @@ class CppBackend(KernelBackend):
             made.chunks.append(chunks)
             made.tensors.append(empty(kind.table, len(own)))
             self.lay_out(made, kind, own, {"group": np.array([groups.index(group_of[name]) for name in own]), "chunks": counts, "first": firsts})
-        present = {group_of[n] for own in names for n in own}
-        made.group["present"] = [g in present for g in groups]
+        made.divide(group_of)
         self.size_model(made)
         return made.ready()
 

@@ -7,7 +7,7 @@ coarser are doubles in these structs; those for rows and columns are arrays that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from updsl.back.cpp_expression import TYPES, Expressions
@@ -15,7 +15,7 @@ from updsl.back.cpp_prelude import PRELUDE
 from updsl.back.cpp_reduce import accumulator, one_more, result, statements
 from updsl.back.cpp_stage import COLUMNS, SLOTS, OfKind
 from updsl.back.cpp_sweep import DEPTH, indented
-from updsl.back.kernel_kind import Kind, Layout, Table
+from updsl.back.kernel_kind import Kind, Layout, Table, present
 from updsl.core.ir import Expr, Reduce, Ref, is_shared
 from updsl.core.plan import Joint, Local, Plan
 from updsl.core.scope import GROUP, Scope
@@ -60,7 +60,7 @@ class Writer:
     def __init__(self, plan: Plan, kinds: Sequence[Kind], name: str):
         self.plan, self.name = plan, name
         self.model, self.group = Table(), Table()
-        self.group.of(("size", "present"), "i64", "present")
+        self.group.of(("present", ""), "i64", "present")
         self.of_kind = [OfKind(plan, k, f"{n}", self) for n, k in enumerate(kinds)]
 
     def code(self) -> Code:
@@ -121,18 +121,23 @@ class Writer:
             e = next(iter(exprs.values()))
             target = f"{self.place(e.type.scope)}.{self.value(value, e.type.scope)}"
             body = list(self.reduced(value, exprs, level, target) if isinstance(e, Reduce) else [f"{target} = {self.expression(e.type.scope).outer(e)};"])
-            yield from indented(self.for_each(e.type.scope, body))
+            yield from indented(self.for_each(e.type.scope, exprs, body))
         yield "}"
         yield ""
 
-    def for_each(self, scope: Scope, body: Sequence[str]) -> Iterator[str]:
-        """For the model, or for each group."""
+    def for_each(self, scope: Scope, classes: Collection[int], body: Sequence[str]) -> Iterator[str]:
+        """For the model, or for each group that has tensors of these classes."""
         if scope == GROUP:
-            yield "for (i64 k = 0; k < M.groups; ++k) if (G[k].present) {"
+            yield f"for (i64 k = 0; k < M.groups; ++k) if ({self.present(classes)}) {{"
             yield from indented(body)
             yield "}"
         else:
             yield from body
+
+    def present(self, classes: Collection[int]) -> str:
+        """Whether the group k has tensors of these classes."""
+        what = present(classes, [k.kind for k in self.of_kind])
+        return f"G[k].{self.group.of(what, 'i64', ' '.join(what).strip())}"
 
     @staticmethod
     def place(scope: Scope) -> str:
@@ -178,16 +183,14 @@ class Writer:
             if isinstance(mine, Reduce):
                 yield from indented(k.parts(name, mine, level, slots))
         if all(is_shared(a.type) for a in e.args):
-            yield from indented(self.over_groups(e, slots))
+            yield from indented(self.over_groups(e, exprs, slots))
         yield f"{DEPTH}{target} = {statements(result(e, kind), slots, n='n')};"
         yield "}"
 
-    def over_groups(self, e: Reduce, slots: Sequence[str]) -> Iterator[str]:
+    def over_groups(self, e: Reduce, classes: Collection[int], slots: Sequence[str]) -> Iterator[str]:
         """Of values of groups, to the model."""
-        yield "for (i64 k = 0; k < M.groups; ++k) if (G[k].present) {"
         express = self.expression(GROUP)
-        yield from indented(one_more(e, [express.as_real(a) for a in e.args], slots))
-        yield "}"
+        yield from self.for_each(GROUP, classes, list(one_more(e, [express.as_real(a) for a in e.args], slots)))
 
     # --- what leaves the step ----------------------------------------------------------------------------------------
 
@@ -197,7 +200,7 @@ class Writer:
         yield f"static void commit({self.tables}) {{"
         for (scope, classes), leaving in self.plan.joint.items():
             if any(k.kind.owner in classes for k in self.of_kind):
-                yield from indented(self.for_each(scope, list(self.commit(scope, leaving))))
+                yield from indented(self.for_each(scope, classes, list(self.commit(scope, leaving))))
         yield "}"
         yield ""
 

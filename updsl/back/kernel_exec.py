@@ -314,12 +314,17 @@ class KernelBackend(ABC):
                     found.setdefault(of, {}).update(zip(names, numbers(table, field), strict=True))
         for field, (_, (what, of)) in tables.kernel.code.group.fields.items():
             if what == "watch":
-                cells = zip(tables.groups, numbers(tables.group, field), tables.group["present"], strict=True)
-                found[of] = {key: x for key, x, present in cells if present}
+                cells = zip(tables.groups, numbers(tables.group, field), tables.classes, strict=True)
+                found[of] = {key: x for key, x, classes in cells if classes & shown_by(tables.kernel.plan, of)}
         for field, (_, (what, of)) in tables.kernel.code.model.fields.items():
             if what == "watch":
                 (found[of],) = numbers(tables.model, field)
         return found
+
+
+def shown_by(plan: Plan, label: str) -> set[int]:
+    """The classes that have a watch of groups."""
+    return {c for (_, classes), roots in plan.joint.items() for r in roots if (r.role, r.name) == ("watch", label) for c in classes}
 
 
 def watch_dtype(tables: Tables) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,6 +41,12 @@ class Table:
         name = self.names.of(what, wish)
         self.fields.setdefault(name, (type_, what))
         return name
+
+
+def present(classes: Collection[int], kinds: Sequence[Kind]) -> tuple[str, str]:
+    """What a group's table holds of these classes: whether it has tensors of one of them. "" are all that take part."""
+    mine = sorted({k.owner for k in kinds} & set(classes))
+    return "present", "" if len(mine) == len({k.owner for k in kinds}) else " ".join(map(str, mine))
 
 
 def layout_of(plan: Plan, owner: int) -> tuple[Layout, int]:

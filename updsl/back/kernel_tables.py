@@ -45,13 +45,23 @@ class Tables:
     held: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """counts: where the steps of each tensor are handed over."""
+        """classes: of the tensors of each group; counts: where the steps of each tensor are handed over."""
+        self.classes: list[set[int]] = [set() for _ in self.groups]
         self.counts: list[tuple[np.ndarray, np.ndarray, str]] = []
 
     @property
     def overflowed(self) -> bool | None:
         """Whether the last step gave an entry that is not finite; None where nobody looks."""
         return None
+
+    def divide(self, group_of: Mapping[str, int]) -> None:
+        """Says of each group which tensors it has."""
+        for kind, own in zip(self.kernel.code.kinds, self.names, strict=True):
+            for g in {group_of[name] for name in own}:
+                self.classes[self.groups.index(g)].add(kind.kind.owner)
+        for field_, (_, (what, of)) in self.kernel.code.group.fields.items():
+            if what == "present":
+                self.group[field_] = [bool(c & set(map(int, of.split())) if of else c) for c in self.classes]
 
     def ready(self) -> Tables:
         """When all arrays are there."""

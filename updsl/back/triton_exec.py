@@ -160,7 +160,7 @@ class TritonBackend(KernelBackend):
         stored, places = stored_states(kernel, names, group_of), places_of(names, order)
         made = DeviceTables(kernel, names, groups, tensors, [], empty(code.group, len(groups)), empty(code.model, 1), stored, places)
         made.device = self.device
-        made.group["present"] = [g in {group_of[n] for own in names for n in own} for g in groups]
+        made.divide(group_of)
         made.model["groups"] = len(groups)
         made.chunks_of = {level: self.chunks(level, made, group_of) for level in code.slots}
         for n, (kind, own) in enumerate(zip(code.kinds, names, strict=True)):

@@ -25,6 +25,7 @@ class JointLeaving:
     """What leaves the step once for a group or for the model."""
 
     scope: Scope
+    classes: tuple[int, ...]
     roots: tuple[Root, ...]
 
 
@@ -43,7 +44,7 @@ def segments(plan: Plan, owners: Sequence[int]) -> Iterator[Segment | int]:
     """The launches in order: stages, and levels whose sweeps run. A stage waits until a sweep reads something of it."""
     waiting: list[Phase] = []
     leaving: list[Phase] = [Leaving(c, roots) for c, roots in plan.leaving.items() if roots and c in owners]
-    leaving += [JointLeaving(scope, tuple(roots)) for (scope, classes), roots in plan.joint.items() if roots and set(classes) & set(owners)]
+    leaving += [JointLeaving(scope, classes, tuple(roots)) for (scope, classes), roots in plan.joint.items() if roots and set(classes) & set(owners)]
     last = last_needed(plan, leaving)
     for n, level in enumerate(plan.levels):
         sweeps = [s for s in level.sweeps if s.owner in owners]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from updsl.back.triton_reduce import Accumulator, accumulator, one_of, result, settled
@@ -156,8 +156,8 @@ class Over:
         yield f"{DEPTH}ok = j < {count}"
         yield from indented(lines)
 
-    def groups(self, e: Reduce) -> Iterator[str]:
-        """Over the groups."""
+    def groups(self, e: Reduce, classes: Collection[int]) -> Iterator[str]:
+        """Over the groups that have tensors of these classes."""
         values: list[Expr] = list(e.args)
         count, k0 = self.stage.names.fresh("count"), self.stage.names.fresh("k0")
         express = self.stage.expression(None, group="every")
@@ -166,5 +166,5 @@ class Over:
         yield f"for {k0} in range(0, {count}, {BLOCK}):"
         yield f"{DEPTH}ok = {k0} + tl.arange(0, {BLOCK}) < {count}"
         yield f"{DEPTH}every = G + tl.minimum({k0} + tl.arange(0, {BLOCK}), {count} - 1) * G_SIZE"
-        yield f"{DEPTH}ok = ok & (tl.load(every + {self.stage.writer.group_at(('size', 'present'), 'i64', 'present')}) != 0)"
+        yield f"{DEPTH}ok = ok & ({self.stage.writer.present(classes, 'every')})"
         yield from indented(lines)

@@ -8,10 +8,10 @@ launches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from updsl.back.kernel_kind import Kind, Layout, Table, layout_of
+from updsl.back.kernel_kind import Kind, Layout, Table, layout_of, present
 from updsl.back.triton_expression import TYPES
 from updsl.back.triton_launch import Segment, segments
 from updsl.back.triton_prelude import PRELUDE
@@ -89,7 +89,7 @@ class Writer:
     def code(self) -> Code:
         for what in ("groups", "in_place"):
             self.model.of(("size", what), "i64", what)
-        self.group.of(("size", "present"), "i64", "present")
+        self.group.of(("present", ""), "i64", "present")
         for k in self.of_kind:
             self.model.of(("tensors", k.n), "i64", f"tensors{k.n}")
         body: list[str] = []
@@ -123,6 +123,11 @@ class Writer:
     def shared_at(self, scope: Scope, what: tuple[str, str], type_: str, wish: str, group: str = "group") -> str:
         """The address of a field of the model, or of a group."""
         return f"{group} + {self.group_at(what, type_, wish)}" if scope == GROUP else f"M + {self.model_at(what, type_, wish)}"
+
+    def present(self, classes: Collection[int], group: str) -> str:
+        """Whether a group has tensors of these classes."""
+        what = present(classes, [k.kind for k in self.of_kind])
+        return f"tl.load({group} + {self.group_at(what, 'i64', ' '.join(what).strip())}) != 0"
 
     def is_stored(self, key: tuple[str, str]) -> bool:
         return self.stored is None or key in self.stored

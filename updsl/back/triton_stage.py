@@ -7,7 +7,7 @@ these go through memory, with a barrier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from updsl.back.triton_cells import Cells
@@ -184,9 +184,9 @@ class Staging:
                         yield from self.for_tensors(phase, k)
             case Joint(bindings):
                 yield from self.joint(bindings)
-            case JointLeaving(scope, roots):
+            case JointLeaving(scope, classes, roots):
                 lines = self.joint_leaving(scope, roots)
-                yield from self.fenced(self.for_groups(lines) if scope == GROUP else lines)
+                yield from self.fenced(self.for_groups(classes, lines) if scope == GROUP else lines)
 
     def for_tensors(self, phase: Local | Leaving, k: OfKind) -> Iterator[str]:
         """Numbers of many tensors at once."""
@@ -205,24 +205,25 @@ class Staging:
         over = Over(self, k)
         yield from [*fence, *over.tensors(made)]
 
-    def for_groups(self, lines: Iterator[str]) -> Iterator[str]:
+    def for_groups(self, classes: Collection[int], lines: Iterator[str]) -> Iterator[str]:
+        """For each group that has tensors of these classes."""
         made = list(lines)
         yield f"for k in range(0, tl.load(M + {self.writer.model_at(('size', 'groups'), 'i64', 'groups')})):"
         yield f"{DEPTH}group = G + k * G_SIZE"
-        yield f"{DEPTH}if tl.load(group + {self.writer.group_at(('size', 'present'), 'i64', 'present')}) != 0:"
+        yield f"{DEPTH}if {self.writer.present(classes, 'group')}:"
         yield from indented(made, 2)
 
     def joint(self, bindings: Sequence[tuple[str, Mapping[int, Expr]]]) -> Iterator[str]:
-        """Values of the model, and those of groups: runs of these in one loop over the groups."""
+        """Values of the model, and those of groups: runs of these that have tensors of the same classes in one loop."""
         left = list(bindings)
         while left:
-            scope = next(iter(left[0][1].values())).type.scope
+            classes, scope = left[0][1].keys(), next(iter(left[0][1].values())).type.scope
             run: list[tuple[str, Mapping[int, Expr]]] = []
-            while left and next(iter(left[0][1].values())).type.scope == scope:
+            while left and next(iter(left[0][1].values())).type.scope == scope and (scope != GROUP or left[0][1].keys() == classes):
                 run.append(left.pop(0))
             before = dict(self.known)
             lines = (line for name, exprs in run for line in self.value(name, exprs, scope))
-            yield from self.fenced(self.for_groups(lines) if scope == GROUP else lines)
+            yield from self.fenced(self.for_groups(classes, lines) if scope == GROUP else lines)
             if scope == GROUP:
                 self.known = before
 
@@ -252,7 +253,7 @@ class Staging:
             if isinstance(mine, Reduce) and not all(is_shared(a.type) for a in mine.args):
                 yield from Over(self, k, over).given(name, mine)
         if all(is_shared(a.type) for a in e.args):
-            yield from over.groups(e)
+            yield from over.groups(e, exprs)
         yield from over.ended(e, variable)
 
     def joint_leaving(self, scope: Scope, roots: Sequence[Root]) -> Iterator[str]:
