@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from updsl.back.cpp_finite import Finite
 from updsl.back.cpp_source import Code, Tensors, generate
-from updsl.back.kernel_exec import KernelBackend, ToPlan, watch_dtype
+from updsl.back.kernel_exec import MOST_RUNS, KernelBackend, ToPlan, watch_dtype
 from updsl.back.kernel_kind import Kind
-from updsl.back.kernel_tables import Kernel, Tables, attribute, empty, places_of, stored_states
+from updsl.back.kernel_tables import Kernel, Tables, attribute, dtype_name, empty, places_of, stored_states
 from updsl.core import frame
 from updsl.core.frame import Frame, RuleState
 from updsl.core.ir import Program
@@ -70,6 +69,7 @@ class CppBackend(KernelBackend):
     def __init__(self, programs: Sequence[Program], class_of: Mapping[str, int], tensors: Sequence[frame.Tensor], to_plan: ToPlan, build: Build):
         super().__init__(programs, class_of, tensors, to_plan)
         self.build = build
+        self._finite: list[Finite] = []
 
     def generated(self, plan: Plan, kinds: Sequence[Kind], name: str) -> Code:
         return generate(plan, kinds, name)
@@ -142,21 +142,31 @@ class CppBackend(KernelBackend):
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
+    def is_finite(self, frame: Frame) -> bool | None:
+        """Whether all gradients are, where the caller knows where they lie; else None."""
+        places = frame.places
+        if places is None:
+            return None
+        found = next((f for f in self._finite if f.alike is places.alike), None)
+        if found is None:
+            found = Finite(places.alike, [(x.numel(), dtype_name(x)) for x in frame.g.values()], self.build)
+            self._finite = [*self._finite[-MOST_RUNS + 1 :], found]
+        return found.holds(places)
+
     def run(self, tables: Tables, frame: Frame, after: RuleState, in_place: bool) -> dict[str, Any]:
         """Everything is made before the kernel runs, after which nothing can fail."""
         assert isinstance(tables, HostTables)
         held = self.fill(tables, frame, after, in_place)
-        dtype = watch_dtype(tables)
-        shown: list[tuple[np.ndarray, np.ndarray, str]] = []
+        dtype = np.dtype(watch_dtype(tables))
+        copies: list[tuple[np.ndarray, np.ndarray, str]] = []
 
-        def numbers(table: np.ndarray, field: str) -> tuple[Tensor, ...]:
-            made = torch.empty(len(table), dtype=dtype)
-            shown.append((made.numpy(), table, field))
-            return made.unbind()
+        def numbers(table: np.ndarray, field: str) -> np.ndarray:
+            copies.append((np.empty(len(table), dtype), table, field))
+            return copies[-1][0]
 
-        watches = self.watches(tables, numbers)
+        watches = self.shown(tables, numbers).watches
         tables.kernel.step(*tables.pointers)
-        for into, table, field in shown:
+        for into, table, field in copies:
             into[:] = table[field]
         del held
         return watches

@@ -6,7 +6,6 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +25,16 @@ from updsl.back.kernel_tables import (
     dtypes_of,
     key_of,
     owned,
+    point_in_place,
     point_to_gradients,
     point_to_inputs,
     point_to_states,
     point_to_weights,
 )
+from updsl.back.kernel_watch import Shown
 from updsl.back.torch_names import to_identifier
 from updsl.core import frame
-from updsl.core.frame import Frame, Key, Result, RuleState
+from updsl.core.frame import Counts, Frame, Key, Result, RuleState
 from updsl.core.ir import Every, Program, State, is_shared
 from updsl.core.plan import Plan, Stream, Summary, TensorsOfClass
 from updsl.core.scope import ELEMENT
@@ -49,25 +50,40 @@ ToPlan = Callable[[Mapping[int, Program], frozenset[tuple[int, str]]], Plan]
 
 
 class Run:
-    """A run of steps in place over the same tensors: where a step goes on from the last, its tables hold. tables: by the blocks that run, each with the
-    addresses of the weights that it points to."""
+    """A run of steps in place over the same tensors: where a step goes on from the last, its tables hold. tables: by the blocks that run. alike: what
+    the places of its steps have in common. counts: of the state, where the tensors are those that it counts the steps of."""
 
     def __init__(self, state: RuleState, frame: Frame):
         self.names, self.groups = list(frame.g), frame.group_of
         self.dtypes = dtypes_of(frame)
-        self.tables: dict[frozenset[tuple[int, str]], tuple[Tables, np.ndarray]] = {}
+        self.alike: object = None
+        self.counts: Counts | None = None
+        self.tables: dict[frozenset[tuple[int, str]], Tables] = {}
         self.goes_on_from(state)
 
     def goes_on_from(self, state: RuleState) -> None:
         """The state is its owner's: a run ends where nobody holds it any more."""
         self._state = weakref.ref(state)
+        t, before = state.t, self.counts
+        self.counts = t if isinstance(t, Counts) and ((before is not None and t.base is before.base) or list(t) == self.names) else None
 
     @property
     def state(self) -> RuleState | None:
         return self._state()
 
     def goes_on(self, frame: Frame) -> bool:
-        return self.names == list(frame.g) and (self.groups is frame.group_of or self.groups == frame.group_of) and self.dtypes == dtypes_of(frame)
+        alike = None if frame.places is None else frame.places.alike
+        if alike is None or alike is not self.alike:
+            if not (self.names == list(frame.g) and (self.groups is frame.group_of or self.groups == frame.group_of) and self.dtypes == dtypes_of(frame)):
+                return False
+            self.alike = alike
+        return True
+
+    def counted(self, state: RuleState, frame: Frame) -> Mapping[str, Any]:
+        """The steps of each tensor, with the next one."""
+        if self.counts is not None and self.counts is state.t:
+            return Counts(self.counts.base, self.counts.more + 1)
+        return counted(state, frame)
 
 
 class KernelBackend(ABC):
@@ -146,7 +162,7 @@ class KernelBackend(ABC):
         for name, key in tables.stored:
             after.values[name][key] = torch.empty_like(state.values[name][key])
         point_to_states(tables, state, after, frame)
-        point_to_gradients(tables, frame, out)
+        point_to_gradients(tables, addresses(frame.g), out)
         point_to_weights(tables, frame, weights)
         watches = self.run(tables, frame, after, in_place=False)
         for name in frame.g:
@@ -158,7 +174,6 @@ class KernelBackend(ABC):
         """Whether this step can be taken in place. Not with inputs for each entry, which may be memory that an earlier sweep writes."""
         return not self._has_streams and self.takes(frame) and all(x.is_contiguous() for x in (*frame.g.values(), *frame.w.values()))
 
-    @torch.no_grad()
     def step_in_place(self, state: RuleState, frame: Frame) -> Result:
         """One step: `out` into the gradients of the frame (if the rule gives one), new weights into its weights, states into their own memory: the state
         before is gone. Everything that can fail is done before the first entry is written."""
@@ -167,20 +182,18 @@ class KernelBackend(ABC):
             state = self.started(state, frame)
             run = self.new_run(state, frame)
         running = self.running(state, frame)
-        tables, pointed = run.tables.get(running, (None, None))
+        tables = run.tables.get(running)
         if tables is None:
             tables = self.new_tables(state, frame)
             point_to_states(tables, state, state, frame)
-        w = addresses(frame.w)
-        if pointed is None or not np.array_equal(w, pointed):
-            point_to_weights(tables, frame, frame.w)
-            run.tables[running] = tables, w
-        point_to_gradients(tables, frame, frame.g)
-        after = RuleState(state.values, state.run + 1, counted(state, frame))
-        result = Result(dict(frame.g), dict(frame.w) if self.writes else None, {}, after)
-        watches = self.run(tables, frame, after, in_place=True)
+            run.tables[running] = tables
+        point_in_place(tables, frame)
+        after = RuleState(state.values, state.run + 1, run.counted(state, frame))
+        result = Result(frame.g, frame.w if self.writes else None, {}, after)
+        result.watches = self.run(tables, frame, after, in_place=True)
         run.goes_on_from(after)
-        return replace(result, watches=watches, overflowed=tables.overflowed)
+        result.overflowed = tables.overflowed
+        return result
 
     def new_run(self, state: RuleState, frame: Frame) -> Run:
         """In the place of the oldest, where there are many."""
@@ -279,9 +292,11 @@ class KernelBackend(ABC):
         """The numbers of a step, and its inputs; gives what must be kept alive."""
         held = point_to_inputs(tables, frame)
         if tables.counts:
-            t = np.fromiter(map(after.t.__getitem__, frame.g), np.float64, len(frame.g))
+            base, more = (after.t.base, after.t.more) if isinstance(after.t, Counts) else (after.t, 0)
+            if tables.base is None or tables.base[0] is not base:
+                tables.base = base, np.fromiter(map(base.__getitem__, frame.g), np.float64, len(frame.g))
             for table, places, field in tables.counts:
-                table[field] = t[places]
+                table[field] = tables.base[1][places] + more
         self.fill_shared(tables.kernel.code.group, tables.group, tables.groups, frame, after)
         self.fill_shared(tables.kernel.code.model, tables.model, ("",), frame, after)
         tables.model["in_place"] = in_place
@@ -305,20 +320,21 @@ class KernelBackend(ABC):
                     into[field_] = [float(frame.inputs[of][key]) if key in frame.inputs[of] else 0.0 for key in keys]
 
     @staticmethod
-    def watches(tables: Tables, numbers: Callable[[np.ndarray, str], tuple[Tensor, ...]]) -> dict[str, Any]:
-        """label → 0-d tensor (scope all), or key → 0-d tensor. numbers: of a table's field, one for each row."""
-        found: dict[str, Any] = {}
+    def shown(tables: Tables, numbers: Callable[[np.ndarray, str], Any]) -> Shown:
+        """What the step shows. numbers: of a table's field, one for each row."""
+        found = Shown()
         for kind, table, names in zip(tables.kernel.code.kinds, tables.tensors, tables.names, strict=True):
             for field, (_, (what, of)) in kind.table.fields.items():
                 if what == "watch":
-                    found.setdefault(of, {}).update(zip(names, numbers(table, field), strict=True))
+                    found.add(of, names, numbers(table, field))
         for field, (_, (what, of)) in tables.kernel.code.group.fields.items():
             if what == "watch":
-                cells = zip(tables.groups, numbers(tables.group, field), tables.classes, strict=True)
-                found[of] = {key: x for key, x, classes in cells if classes & shown_by(tables.kernel.plan, of)}
+                shown = shown_by(tables.kernel.plan, of)
+                keys = [key if classes & shown else None for key, classes in zip(tables.groups, tables.classes, strict=True)]
+                found.add(of, keys, numbers(tables.group, field))
         for field, (_, (what, of)) in tables.kernel.code.model.fields.items():
             if what == "watch":
-                (found[of],) = numbers(tables.model, field)
+                found.model[of] = numbers(tables.model, field)
         return found
 
 
@@ -327,9 +343,9 @@ def shown_by(plan: Plan, label: str) -> set[int]:
     return {c for (_, classes), roots in plan.joint.items() for r in roots if (r.role, r.name) == ("watch", label) for c in classes}
 
 
-def watch_dtype(tables: Tables) -> torch.dtype:
+def watch_dtype(tables: Tables) -> str:
     """Of the numbers that are watched: the widest arithmetic."""
-    return torch.float64 if any(kind.kind.real == "double" for kind in tables.kernel.code.kinds) else torch.float32
+    return "float64" if any(kind.kind.real == "double" for kind in tables.kernel.code.kinds) else "float32"
 
 
 def is_plain(x: Tensor, device: torch.device) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from updsl.back.kernel_kind import Table
-from updsl.core.frame import Frame, Key, RuleState
+from updsl.core.frame import Counts, Frame, Key, Places, RuleState
 from updsl.core.ir import State, is_shared
 from updsl.core.plan import Plan
 from updsl.core.scope import GROUP
@@ -45,9 +45,14 @@ class Tables:
     held: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """classes: of the tensors of each group; counts: where the steps of each tensor are handed over."""
+        """classes: of the tensors of each group. counts: where the steps of each tensor are handed over; base: how many there were when the run began, at
+        the places of the tensors. pointed, weights: the addresses that the tables hold, where they are known."""
         self.classes: list[set[int]] = [set() for _ in self.groups]
         self.counts: list[tuple[np.ndarray, np.ndarray, str]] = []
+        self.base: tuple[Mapping[str, int], np.ndarray] | None = None
+        self.pointed: Places | None = None
+        self.weights: np.ndarray | None = None
+        self.has_weights = any(what in ("old w", "new w") for kind in self.kernel.code.kinds for _, (what, _) in kind.table.fields.values())
 
     @property
     def overflowed(self) -> bool | None:
@@ -82,11 +87,11 @@ def stored_states(kernel: Kernel, names: tuple[tuple[str, ...], ...], group_of: 
     return frozenset(found)
 
 
-def counted(state: RuleState, frame: Frame) -> dict[str, Any]:
+def counted(state: RuleState, frame: Frame) -> Mapping[str, Any]:
     """The steps of each tensor, with this one."""
     if state.t.keys() == frame.g.keys():
-        return {name: n + 1 for name, n in state.t.items()}
-    return state.t | {name: state.t.get(name, 0) + 1 for name in frame.g}
+        return Counts({name: n + 1 for name, n in state.t.items()})
+    return {**state.t, **{name: state.t.get(name, 0) + 1 for name in frame.g}}
 
 
 def dtypes_of(frame: Frame) -> list[torch.dtype]:
@@ -121,19 +126,35 @@ def point_to_states(tables: Tables, state: RuleState, after: RuleState, frame: F
                 into[field_] = [cells[key].data_ptr() if key in cells and (what == "state" or (of, key) in tables.stored) else 0 for key in keys]
 
 
-def point_to_gradients(tables: Tables, frame: Frame, out: Mapping[str, Tensor]) -> None:
-    g = addresses(frame.g)
-    new = g if out is frame.g else addresses(out)
+def point_to_gradients(tables: Tables, g: np.ndarray, out: Mapping[str, Tensor] | np.ndarray) -> None:
+    """The addresses of gradients, and of what the step gives: those of the gradients, or tensors that the rule gives something for."""
     for kind, table, names, places in zip(tables.kernel.code.kinds, tables.tensors, tables.names, tables.places, strict=True):
         for field_, (_, (what, _)) in kind.table.fields.items():
             if what == "old g":
                 table[field_] = g[places]
             elif what == "new out":
-                table[field_] = new[places] if len(new) == len(g) else [out[n].data_ptr() for n in names]
+                table[field_] = out[places] if isinstance(out, np.ndarray) else [out[n].data_ptr() for n in names]
 
 
 def addresses(xs: Mapping[str, Tensor]) -> np.ndarray:
     return np.fromiter(map(Tensor.data_ptr, xs.values()), np.int64, len(xs))
+
+
+def point_in_place(tables: Tables, frame: Frame) -> None:
+    """The addresses of gradients and weights, which the step itself overwrites."""
+    now = frame.places
+    if now is not None and tables.pointed is now:
+        return
+    tables.pointed = None
+    if tables.has_weights:
+        w = addresses(frame.w) if now is None or now.w is None else np.array(now.w, np.int64)
+        if tables.weights is None or not np.array_equal(w, tables.weights):
+            tables.weights = None
+            point_to_weights(tables, frame, frame.w)
+            tables.weights = w
+    g = addresses(frame.g) if now is None else np.array(now.g, np.int64)
+    point_to_gradients(tables, g, g)
+    tables.pointed = now
 
 
 def point_to_weights(tables: Tables, frame: Frame, new: Mapping[str, Tensor]) -> None:

@@ -211,14 +211,14 @@ class TritonBackend(KernelBackend):
         held = self.fill(tables, frame, after, in_place)
         for kind, table, names in zip(tables.kernel.code.kinds, tables.tensors, tables.names, strict=True):
             table["variant"] = self.variants(kind, table, names)
-        dtype = watch_dtype(tables)
+        dtype = getattr(torch, watch_dtype(tables))
 
-        def numbers(table: np.ndarray, field: str) -> tuple[Tensor, ...]:
+        def numbers(table: np.ndarray, field: str) -> Tensor:
             made = torch.empty(len(table), dtype=dtype, device=tables.device)
             table[field] = made.data_ptr() + np.arange(len(table)) * made.element_size()
-            return made.unbind()
+            return made
 
-        watches = self.watches(tables, numbers)
+        watches = self.shown(tables, numbers).watches
         tables.launch()
         del held
         return watches

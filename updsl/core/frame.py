@@ -7,6 +7,7 @@ Arrays by scope: element the grid (the parameter's own shape where the grid is t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -36,6 +37,27 @@ class Tensor:
         return self.grid[0] * self.grid[1]
 
 
+class Counts(Mapping[str, int]):
+    """Steps by tensor name: `base`, and as many more for each. What all tensors of a step have more is one number."""
+
+    __slots__ = ("base", "more")
+
+    def __init__(self, base: Mapping[str, Any], more: int = 0):
+        self.base, self.more = base, more
+
+    def __getitem__(self, name: str) -> int:
+        return self.base[name] + self.more
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
 @dataclass
 class RuleState:
     """Everything a rule keeps between steps. `values`: state name → key → array; a window is a pair (buffer, count): the buffer has a leading
@@ -44,7 +66,17 @@ class RuleState:
 
     values: dict[str, dict[Key, Array]] = field(default_factory=dict)
     run: int = 0
-    t: dict[str, Any] = field(default_factory=dict)
+    t: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the gradients and weights of a step lie: their addresses, in order (w: None where the rule does not read weights). Steps that have the same object
+    are of the same memory; those that have the same `alike`, of tensors of the same names, types and shapes, dense, in the same groups."""
+
+    g: list[int]
+    w: list[int] | None
+    alike: object
 
 
 @dataclass
@@ -54,7 +86,7 @@ class Frame:
     group_of: tensor → group index. lr and params: group index → number (float or 0-d array); all groups have every parameter, and one that no group
     overrides has the same value in all. inputs: name → key → array ("stream", "samples", "matrix": by tensor; "per": by the keys of its scope).
     batch: number of samples, if the rule has sample inputs. seed: of the draws. consumed: the caller overwrites `g` with `out`, so that an array of `g` which
-    a rule leaves as it is may be handed out itself."""
+    a rule leaves as it is may be handed out itself. places: if the caller has just looked."""
 
     g: dict[str, Array]
     w: dict[str, Array]
@@ -65,6 +97,7 @@ class Frame:
     batch: int | None = None
     seed: int = 0
     consumed: bool = False
+    places: Places | None = None
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import _signal  # type: ignore[missing-import]  # what `signal` is made of, without the enumerations that it makes at every call
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,15 +124,15 @@ def write(targets: list[torch.Tensor], values: list[torch.Tensor]) -> None:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until the block is done. (Only the main thread is interrupted.)"""
-    if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
+    if threading.current_thread() is not threading.main_thread() or not callable(_signal.getsignal(_signal.SIGINT)):
         yield
         return
     late: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda number, place: late.append((number, place)))
+    before = _signal.signal(_signal.SIGINT, lambda number, place: late.append((number, place)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        _signal.signal(_signal.SIGINT, before)
         if late and callable(before):
             before(*late[0])
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import is_
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
@@ -19,6 +17,7 @@ from updsl.runtime.bind import Layout, frame, named, numbers
 from updsl.runtime.commit import apart, overlapping, uninterrupted, writable, write
 from updsl.runtime.flat import Flat, side_by_side
 from updsl.runtime.inputs import inputs_of
+from updsl.runtime.known import Known
 from updsl.runtime.parameters import rate, set_later
 from updsl.runtime.reference import over_tensors
 from updsl.runtime.rule import Rule, from_samples, start, to_rule
@@ -121,12 +120,16 @@ class Compiled:
             raise UpdslError(Diagnostic("not-flat", message, help="compile it for what `updsl.flatten` gives, or use `step`"))
         return self.flat
 
-    @torch.no_grad()
     def eager(self, grads: Mapping[str, torch.Tensor] | None, lr: Any, inputs: Mapping[str, Any], params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """The step itself, with the weights in `params`."""
         lr = self.lr if lr is None else rate(lr)
         if self._last is not None and not inputs and params is self.params and (now := self._last.again(grads, lr, self)) is not None:
             return self._step_in_place(now)
+        return self._checked(grads, lr, inputs, params)
+
+    @torch.no_grad()
+    def _checked(self, grads: Mapping[str, torch.Tensor] | None, lr: Any, inputs: Mapping[str, Any], params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """A step whose arguments are not known from the last."""
         self._last = None
         module, here, given = self.rule.module, self.state.layout, arrays.by_name(grads)
         engine = self._engine = self._engine_for(here.has_lr(lr))
@@ -136,7 +139,7 @@ class Compiled:
         written = self._written(engine, now, given)
         if isinstance(engine.run, InPlace) and engine.run.steps_in_place(now) and self._writes_all(engine, now, given) and self._inputs_apart(now, written):
             if len(now.g) == len(given) and not inputs and params is self.params:
-                self._last = Last(now, here.has_lr(lr))
+                self._last = Last(now, here.has_lr(lr), [name for name in now.w if engine.reads_weights(name)])
             return self._step_in_place(now)
         result = engine.run.step(self.state.kept, now)
         self._commit(result, written, params)
@@ -198,44 +201,20 @@ class Compiled:
 
 
 class Last:
-    """A step in place whose arguments were checked: those of the next need no checks where they are the same tensors, or alike."""
+    """A step in place whose arguments were checked."""
 
-    def __init__(self, frame: Frame, has_lr: bool):
-        self.has_lr = has_lr
-        self.names, self.tensors = list(frame.g), list(frame.g.values())
+    def __init__(self, frame: Frame, has_lr: bool, reads: Sequence[str]):
+        self.has_lr, self.names = has_lr, list(frame.g)
+        self.known = Known(list(frame.g.values()), [frame.w[name] for name in reads], len(reads) == len(frame.w))
         self.frame = replace(frame, g={})
-        self.forms = [(x.dtype, x.shape, x.device) for x in self.tensors]
-        self.places, self.weights = places(self.tensors), places(frame.w.values())
-        self.sizes = np.array([x.nbytes for x in (*self.tensors, *frame.w.values())])
 
     def again(self, grads: Mapping[str, torch.Tensor] | None, lr: Any, of: Compiled) -> Frame | None:
         """The frame of such a step, with these gradients and the numbers as of now; None where something must be checked."""
         here = of.state.layout
         if type(grads) is not dict or list(grads) != self.names or here.has_lr(lr) != self.has_lr:
             return None
-        tensors = list(grads.values())
-        if places(self.frame.w.values()) != self.weights:
+        places = self.known.again(list(grads.values()))
+        if places is None:
             return None
-        now = places(tensors)
-        if now != self.places or not all(map(is_, tensors, self.tensors)):
-            if not all(map(is_like, tensors, self.forms)) or not self.are_apart(now):
-                return None
-            self.tensors, self.places = tensors, now
         params, lrs = numbers(here, of.values, lr)
-        return replace(self.frame, g=grads, lr=lrs, params=params)
-
-    def are_apart(self, now: list[int]) -> bool:
-        """Whether gradients at these addresses share no memory with each other or the weights."""
-        begins = np.array([*now, *self.weights])
-        order = begins.argsort()
-        return bool(((begins + self.sizes)[order][:-1] <= begins[order][1:]).all())
-
-
-def places(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """The addresses of tensors: a tensor may be given other memory."""
-    return list(map(torch.Tensor.data_ptr, tensors))
-
-
-def is_like(x: torch.Tensor, form: tuple[torch.dtype, torch.Size, torch.device]) -> bool:
-    """A plain dense tensor of this type, size and device."""
-    return type(x) is torch.Tensor and (x.dtype, x.shape, x.device) == form and x.is_contiguous() and not x.is_inference()
+        return replace(self.frame, g=grads, lr=lrs, params=params, places=places)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from operator import is_
+from typing import Any, cast
 
 import torch
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.frame import Frame, Result, RuleState, Tensor
 from updsl.core.scope import Scope
-from updsl.pipeline import Engine, InPlace, to_backend
+from updsl.pipeline import Backend, Engine, InPlace, to_backend
 from updsl.runtime import arrays
 from updsl.runtime.bind import Group, Layout, frame, group_entries, layout, named, reads_names, unnamed
 from updsl.runtime.commit import uninterrupted, writable
+from updsl.runtime.familiar import Display, Last
 from updsl.runtime.inputs import inputs_of, known_input
 from updsl.runtime.mirror import Mirror
 from updsl.runtime.nonfinite import Guard, all_finite
@@ -41,11 +43,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A step that is computed and not yet written; or, without a result, one that writes in place when it is committed. finite: what the policy saw."""
+    """A step that is computed and not yet written; or, without a result, one that `run` writes in place when it is committed. finite: what the policy saw."""
 
     frame: Frame
     result: Result | None
     finite: Any
+    run: Backend
 
 
 class Driver:
@@ -76,10 +79,12 @@ class Driver:
         self.state = RuleState()
         self.watches: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
-        self._structure: Any = None
+        self._structure: list[list[torch.Tensor]] = []
         self._members: dict[str, Member] = {}
         self._engine: tuple[tuple[Tensor, ...], Any, Engine] | None = None
         self._shapes = layout({}, {}, ())
+        self._last: Last | None = None
+        self._displayed: dict[int, Display] = {}
         self._loading: dict[int, list[Mapping[str, Any]]] = {}
         self.engine(self.layout())
 
@@ -91,10 +96,12 @@ class Driver:
 
     def members(self) -> dict[str, Member]:
         """name → parameter, in order; read anew when the parameters of the groups have changed."""
-        structure = [[id(p) for p in group["params"]] for group in self.groups()]
-        if structure != self._structure:
+        groups = [group["params"] for group in self.groups()]
+        if list(map(len, groups)) != list(map(len, self._structure)) or not all(
+            all(map(is_, now, before)) for now, before in zip(groups, self._structure, strict=True)
+        ):
             self._members = {m.name: m for m in self._named()}
-            self._structure = structure
+            self._structure = list(map(list, groups))
             self._shapes = layout({n: m.parameter.shape for n, m in self._members.items()}, {n: m.group for n, m in self._members.items()}, ())
         return self._members
 
@@ -158,6 +165,10 @@ class Driver:
         Changes nothing but the counts of bad steps."""
         here = self.layout()
         engine = self.engine(here)
+        if self._last is not None and scale is None and not self.inputs and (frame := self._last.again(here, self.values)) is not None:
+            frame, finite = self.guard.admit(frame, getattr(engine.run, "is_finite", None))
+            return None if frame is None else Stepped(frame, None, finite, engine.run)
+        self._last = None
         grads = self.gradients(here)
         if in_place:
             writable(grads, "the gradient")
@@ -170,13 +181,20 @@ class Driver:
             self.inputs = {}
             return None
         if scale is None and self.writes_in_place(engine, admitted, in_place):
-            return Stepped(admitted, None, finite)
+            if not self.inputs:
+                self._last = Last(here, [self._members[name].parameter for name in here.shapes], admitted, self.reads(engine))
+            return Stepped(admitted, None, finite, engine.run)
         result = self.guard.review(self.state, admitted, engine.run.step(self.state, admitted), finite)
         if result is None:
             self.guard.settle()
             self.inputs = {}
             return None
-        return Stepped(now, result, finite)
+        return Stepped(now, result, finite, engine.run)
+
+    @staticmethod
+    def reads(engine: Engine) -> bool:
+        """Whether some tensor's Program reads or writes w."""
+        return any(map(engine.reads_weights, engine.elaborated.class_of))
 
     def writes_in_place(self, engine: Engine, now: Frame, gradients: bool) -> bool:
         """Whether the step can write what the caller is to write: the gradients, or else the weights alone. Not where the policy works on copies."""
@@ -223,9 +241,7 @@ class Driver:
             self.state, self.watches, self.inputs = result.state, result.watches, {}
 
     def _step_in_place(self, stepped: Stepped) -> Result:
-        run = self.engine(self.layout()).run
-        assert isinstance(run, InPlace)
-        result = run.step_in_place(self.state, stepped.frame)
+        result = cast(InPlace, stepped.run).step_in_place(self.state, stepped.frame)
         overflowed = ~all_finite((result.weights or result.out).values()) if result.overflowed is None else result.overflowed
         self.guard.count_overflow(stepped.finite, overflowed)
         return result
@@ -234,13 +250,19 @@ class Driver:
 
     def show(self, optimizer: torch.optim.Optimizer, present: Iterable[str]) -> None:
         """Put references to the state into the optimizer's, for the tensors that took part in a step of it."""
+        present = tuple(present)
+        displayed = self._displayed.get(id(optimizer))
+        if displayed is not None and displayed.again(optimizer, present, self.state):
+            return
         mine = {name: self._members[name] for name in present if name in self._members and self._members[name].optimizer is optimizer}
         group_of = {name: m.group for name, m in mine.items()}
         for name, entries in self.mirror.entries(self.state, mine, group_of).items():
             optimizer.state[mine[name].parameter].update(entries)
+        self._displayed[id(optimizer)] = Display(optimizer, {name: m.parameter for name, m in mine.items()}, present, self.state, self.mirror.prefix)
 
     def hide(self) -> None:
         """Take the references out of the optimizers' states."""
+        self._displayed = {}
         for optimizer in self.optimizers:
             for own in optimizer.state.values():
                 for key in [key for key in own if self.mirror.is_own(key)]:
@@ -252,7 +274,7 @@ class Driver:
         entries = {name: m.optimizer.state.get(m.parameter, {}) for name, m in self._members.items()}
         self._same_rule("the optimizer's state", entries.values())
         found = self.mirror.state(entries, self.scopes(self.engine(here)), here.group_of)
-        self.state = found or RuleState()
+        self.state, self._displayed = found or RuleState(), {}
         return found is not None
 
     @staticmethod

@@ -54,13 +54,14 @@ class Mirror:
 
     def state(self, entries: Mapping[str, Mapping[str, Any]], scopes: Mapping[str, Scope], group_of: Mapping[str, int]) -> RuleState | None:
         """The state that entries hold, None if they hold none. scopes: of the rule's states; entries of others are left alone."""
-        found, anything = RuleState(), False
+        steps: dict[str, int] = {}
+        found, anything = RuleState(t=steps), False
         for tensor, own in entries.items():
             mine = {key.removeprefix(self.prefix): x for key, x in own.items() if isinstance(key, str) and key.startswith(self.prefix)}
             for name, x in mine.items():
                 anything = True
                 if name == STEPS:
-                    found.t[tensor] = int(x)
+                    steps[tensor] = int(x)
                 elif name == RUN:
                     found.run = int(x)
                 elif name in scopes:

@@ -105,7 +105,7 @@ class Optimizer(torch.optim.Optimizer):
         if stepped is None:
             return
         names = list(stepped.frame.g)
-        targets = [driver.members()[name].parameter for name in names]
+        targets = [] if stepped.result is None else [driver.members()[name].parameter for name in names]
         weights = None if stepped.result is None else stepped.result.weights
         if stepped.result is None:
             driver.commit(stepped, lambda: None)

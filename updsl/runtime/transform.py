@@ -239,10 +239,9 @@ class Handle:
         if stepped is None:
             self._withhold(optimizer)
         else:
-            names = tuple(stepped.frame.g)
-            targets = [self.driver.gradient(name) for name in names]
-            out = {} if stepped.result is None else stepped.result.out
-            self.driver.commit(stepped, lambda: write(targets, [out[name] for name in names]))
+            names, out = tuple(stepped.frame.g), {} if stepped.result is None else stepped.result.out
+            targets = [self.driver.gradient(name) for name in out]
+            self.driver.commit(stepped, lambda: write(targets, list(out.values())))
             self._present, self._untouched = names, {}
             if scale is not None:
                 optimizer.grad_scale = None  # type: ignore[attr-defined]
