@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -302,7 +301,7 @@ def stepped(text: str, backend: str, change: Any = lambda t, g: g, groups: Any =
         g = change(t, {n: normal(*s, salt=10 * t + i, dtype=torch.float64) for i, (n, s) in enumerate(shapes.items())})
         watches = y.step(g)
         found += [x.numpy() for x in g.values()]
-        found += [np.asarray(x) for w in watches.values() for x in (w.values() if isinstance(w, Mapping) else [w])]
+        found += [np.asarray(x) for w in watches.values() for x in (w.values() if isinstance(w, dict) else [w])]
     return found
 
 
