@@ -103,6 +103,10 @@ def compiling(contender: str, tensors: int, device: str = "cpu") -> dict[str, An
     and all that it started. What is imported is not counted. Cold or warm as the cache folders are that this process was given."""
     import torch._inductor.compile_fx
 
+    import updsl.back.cpp_build
+    import updsl.back.cpp_exec
+    import updsl.middle.sweeps  # noqa: F401
+
     makes = {**{f"updsl {b}": ours(J1, b) for b in ("cpp", "triton", "torch", "inductor")}, **J1.others, "optax": J3.others["optax"]}
     if contender == "optax":
         import jax  # noqa: F401
@@ -116,8 +120,8 @@ def compiling(contender: str, tensors: int, device: str = "cpu") -> dict[str, An
     wall, cpu = clock()[0] - wall, cpu_seconds() - cpu
     usual = []
     for _ in range(5):
-        found.before()
         before = clock()[0]
+        found.before()
         found.step()
         usual.append(clock()[0] - before)
     return {"wall": wall - median(usual), "cpu": cpu - median(usual)}
