@@ -35,7 +35,7 @@ from updsl.back.kernel_watch import Shown
 from updsl.back.torch_names import to_identifier
 from updsl.core import frame
 from updsl.core.frame import Counts, Frame, Key, Result, RuleState
-from updsl.core.ir import Every, Program, State, is_shared
+from updsl.core.ir import Every, Program, State, is_shared, returned
 from updsl.core.plan import Plan, Stream, Summary, TensorsOfClass
 from updsl.core.scope import ELEMENT
 from updsl.core.straight import blocks_due
@@ -166,9 +166,9 @@ class KernelBackend(ABC):
         point_to_weights(tables, frame, weights)
         watches = self.run(tables, frame, after, in_place=False)
         for name in frame.g:
-            if name not in out:
+            if name not in out and self.writes:
                 out[name] = frame.w[name] - weights[name]
-        return Result({name: out[name] for name in frame.g}, weights if self.writes else None, watches, after)
+        return Result({name: out[name] for name in frame.g if name in out}, weights if self.writes else None, watches, after)
 
     def steps_in_place(self, frame: Frame) -> bool:
         """Whether this step can be taken in place. Not with inputs for each entry, which may be memory that an earlier sweep writes."""
@@ -214,8 +214,7 @@ class KernelBackend(ABC):
 
     def gives(self, name: str) -> bool:
         """Whether the Program of this tensor says what `out` is."""
-        program = self.programs[self.class_of[name]]
-        return program.weight is None or program.returns
+        return bool(returned(self.programs[self.class_of[name]]))
 
     # --- kernels and tables ------------------------------------------------------------------------------------------
 
@@ -308,7 +307,7 @@ class KernelBackend(ABC):
         def at(numbers: Mapping, key: Key) -> Any:
             return numbers[key] if key in numbers else next(iter(numbers.values()))
 
-        for field_, (_, (what, of)) in table.fields.items():
+        for field_, what, of in table.given:
             match what:
                 case "param":
                     into[field_] = [float(at(frame.params, key)[of]) for key in keys]
@@ -323,18 +322,14 @@ class KernelBackend(ABC):
     def shown(tables: Tables, numbers: Callable[[np.ndarray, str], Any]) -> Shown:
         """What the step shows. numbers: of a table's field, one for each row."""
         found = Shown()
-        for kind, table, names in zip(tables.kernel.code.kinds, tables.tensors, tables.names, strict=True):
-            for field, (_, (what, of)) in kind.table.fields.items():
-                if what == "watch":
-                    found.add(of, names, numbers(table, field))
-        for field, (_, (what, of)) in tables.kernel.code.group.fields.items():
-            if what == "watch":
-                shown = shown_by(tables.kernel.plan, of)
-                keys = [key if classes & shown else None for key, classes in zip(tables.groups, tables.classes, strict=True)]
-                found.add(of, keys, numbers(tables.group, field))
-        for field, (_, (what, of)) in tables.kernel.code.model.fields.items():
-            if what == "watch":
-                found.model[of] = numbers(tables.model, field)
+        for label, names, table, field in tables.watched:
+            found.add(label, names, numbers(table, field))
+        for field, label in tables.kernel.code.group.watched:
+            shown = shown_by(tables.kernel.plan, label)
+            keys = [key if classes & shown else None for key, classes in zip(tables.groups, tables.classes, strict=True)]
+            found.add(label, keys, numbers(tables.group, field))
+        for field, label in tables.kernel.code.model.watched:
+            found.model[label] = numbers(tables.model, field)
         return found
 
 

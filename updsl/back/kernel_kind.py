@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from updsl.back.torch_names import Names
@@ -35,6 +36,16 @@ class Table:
 
     fields: dict[str, tuple[str, tuple[str, str]]] = field(default_factory=dict)
     names: Names = field(default_factory=Names)
+
+    @cached_property
+    def given(self) -> list[tuple[str, str, str]]:
+        """(field, what, name) of the numbers that are handed over at every step; once all fields are there."""
+        return [(name, what, of) for name, (_, (what, of)) in self.fields.items() if what in ("param", "builtin", "input")]
+
+    @cached_property
+    def watched(self) -> list[tuple[str, str]]:
+        """(field, label) of the numbers that are shown; once all fields are there."""
+        return [(name, of) for name, (_, (what, of)) in self.fields.items() if what == "watch"]
 
     def of(self, what: tuple[str, str], type_: str, wish: str) -> str:
         """The field that holds `what`."""

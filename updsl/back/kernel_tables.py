@@ -49,6 +49,7 @@ class Tables:
         the places of the tensors. pointed, weights: the addresses that the tables hold, where they are known."""
         self.classes: list[set[int]] = [set() for _ in self.groups]
         self.counts: list[tuple[np.ndarray, np.ndarray, str]] = []
+        self.watched: list[tuple[str, tuple[str, ...], np.ndarray, str]] = []
         self.base: tuple[Mapping[str, int], np.ndarray] | None = None
         self.pointed: Places | None = None
         self.weights: np.ndarray | None = None
@@ -70,8 +71,9 @@ class Tables:
 
     def ready(self) -> Tables:
         """When all arrays are there."""
-        for kind, table, places in zip(self.kernel.code.kinds, self.tensors, self.places, strict=True):
+        for kind, table, places, names in zip(self.kernel.code.kinds, self.tensors, self.places, self.names, strict=True):
             self.counts += [(table, places, field_) for field_, (_, what) in kind.table.fields.items() if what == ("builtin", "t")]
+            self.watched += [(of, names, table, field_) for field_, of in kind.table.watched]
         return self
 
 
@@ -101,7 +103,7 @@ def dtypes_of(frame: Frame) -> list[torch.dtype]:
 
 def owned(state: RuleState) -> RuleState:
     """The state, dense."""
-    values = {name: {key: x if x.is_contiguous() else x.contiguous() for key, x in cells.items()} for name, cells in state.values.items()}
+    values = {name: {key: x if isinstance(x, tuple) or x.is_contiguous() else x.contiguous() for key, x in cells.items()} for name, cells in state.values.items()}
     return RuleState(values, state.run, state.t)
 
 
