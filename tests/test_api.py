@@ -368,6 +368,10 @@ E = updsl.parse("ema(0.5)")
         (lambda: updsl.parse(b"it"), "parameter-type", "`text` takes a text, not bytes(.|\\n)*decode"),
         (lambda: updsl.parse("it", name=3), "parameter-type", "`name` takes a text"),
         (lambda: updsl.compile(E, G1, backend=None), "unknown-backend", "not None"),
+        (lambda: updsl.compile("ema", G1, bta=0.5), "unknown-parameter", "did you mean `beta`"),
+        (lambda: updsl.compile(E, []), "no-tensors", "no tensors to compile"),
+        (lambda: updsl.compile(E, {}), "no-tensors", "no tensors to compile"),
+        (lambda: updsl.compile(E, torch.nn.ReLU()), "no-tensors", "no tensors to compile"),
         (lambda: updsl.compile(E, G1, lr="x"), "parameter-type", "`lr` takes a number, not str"),
         (lambda: updsl.compile(E, G1).step([torch.ones(1)]), "unnamed-tensor", "list(.|\\n)*{name: tensor}"),
         (lambda: E.init(G1, seed="x"), "parameter-type", "`seed` takes an integer"),
@@ -539,3 +543,10 @@ def test_gradients_that_cannot_be_written_are_refused() -> None:
 
 def test_explain_tells_of_a_rule() -> None:
     assert "clipped" in updsl.explain(updsl.load("zclip"))
+
+
+def test_compile_takes_parameters_by_keyword() -> None:
+    params = {"x": torch.zeros(2)}
+    for rule in ("ema", updsl.load("ema")):
+        y = updsl.compile(rule, params, beta=0.5, debias=False)
+        assert (y.rule.params["beta"], y.rule.params["debias"]) == (0.5, False)

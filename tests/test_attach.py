@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import threading
 import warnings
 
@@ -570,6 +571,19 @@ def test_removing_inside_a_step_waits_for_its_end() -> None:
     refill([p], [1.0])
     o.step()
     assert p.tolist() == [-2.0]
+
+
+def test_a_rule_that_writes_w_is_named_as_a_call_has_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "rule mine = adamw(0.8)\n"
+    (tmp_path / "mine.upd").write_text(text)
+    (tmp_path / "adamw").write_text(text)
+    for rule, written in [("adamw", '"adamw"'), (updsl.load("adamw", weight_decay=0), '"adamw"'), ("./mine.upd", '"mine.upd"')]:
+        with refused("writes-weights", rf"Optimizer\(params, {written}\)"):
+            updsl.attach(sgd([1.0])[1], rule)
+    for rule, written in [(tmp_path / "mine.upd", f'"{tmp_path / "mine.upd"}"'), ("./adamw", '"./adamw"'), (updsl.parse(text), "rule")]:
+        with refused("writes-weights", re.escape(f"Optimizer(params, {written})")):
+            updsl.attach(sgd([1.0])[1], rule)
 
 
 def test_rules_that_write_w_are_refused() -> None:

@@ -130,6 +130,23 @@ def test_what_cannot_be_read_is_said_and_is_no_finding(run, here, name, what):
     assert "error[unreadable-file]: cannot read" in out + err
 
 
+@pytest.mark.parametrize(("name", "inside"), [(".", "here.upd"), ("..", "rules/mine.upd"), ("sub", os.path.join("sub", "there.upd"))])
+def test_a_folder_is_no_rule(here, run, monkeypatch, name, inside):
+    home = here / "home"
+    (home / "sub").mkdir(parents=True)
+    (home / "here.upd").write_text(GOOD)
+    (home / "sub" / "there.upd").write_text(GOOD)
+    monkeypatch.chdir(home)
+    for command in ("check", "show", "explain"):
+        code, out, err = run(command, name)
+        assert (code, f"cannot read `{name}`: it is a folder\n  = help: give the path of a rule file, such as {inside}" in out + err) == (2, True)
+
+
+def test_a_folder_with_the_name_of_a_rule_hides_nothing(here, run):
+    (here / "ema").mkdir()
+    assert run("show", "ema")[0] == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
 def test_no_permission(here, run, monkeypatch):
     (here / "a.upd").write_text(GOOD)

@@ -79,8 +79,17 @@ def test_names_that_cannot_be(run, here, name):
     assert not list(here.iterdir())
 
 
-def test_a_name_that_the_text_uses_for_something_else(run, here):
-    assert run("new", "m", "--like", "ema")[0] == 2
+def test_a_name_that_is_built_in(run, here):
+    assert "`w` is a built-in name" in run("new", "w", "--like", "ema")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "where"),
+    [("m", "ema", "state m = 0"), ("x", "zclip", "x = if spike then bound else N"), ("beta", "ema", "rule beta(beta = 0.9, debias = true):")],
+)
+def test_a_name_that_the_text_uses_for_something_else(run, here, name, like, where):
+    code, _, err = run("new", name, "--like", like)
+    assert (code, f"its text has a name `{name}` of its own, in `{where}`" in err) == (2, True)
     assert not list(here.iterdir())
 
 

@@ -47,6 +47,18 @@ def test_a_rule_that_writes_w_is_the_whole_update(backend) -> None:
     assert p.grad.tolist() == [2.0, 2.0]
 
 
+def test_weight_decay_that_a_rule_lacks() -> None:
+    """A rule that writes w is no stage before another one: it is mended in its text."""
+    mended = WRITES.replace("decay = 0.5", "decay = 0.5, weight_decay = 0.1") + "    w ← w - lr*weight_decay*w\n"
+    for given in ({"weight_decay": 0.1}, {}):
+        params = parameters(2.0) if given else [{"params": parameters(2.0), "weight_decay": 0.1}]
+        with pytest.raises(updsl.UpdslError, match="give it the parameter `weight_decay`, and write `w ← w - lr\\*weight_decay\\*w`"):
+            updsl.Optimizer(params, updsl.parse(WRITES), **given)
+        updsl.Optimizer(params, updsl.parse(mended), **given)
+        with pytest.raises(updsl.UpdslError, match=r"append `→ weight_decay\(0.01\)`"):
+            updsl.Optimizer(params, "adam", **given)
+
+
 def test_it_equals_torchs_adamw() -> None:
     torch.manual_seed(0)
     one = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()

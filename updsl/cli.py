@@ -293,13 +293,19 @@ def _refuse_unfit(name: str, text: str) -> None:
     from updsl.front.unit import load_unit
     from updsl.laws.check import unit_mistakes
 
+    unit = None
     try:
-        found = list(unit_mistakes(load_unit(Source(f"{name}.upd", text), name, library().find)))
+        unit = load_unit(Source(f"{name}.upd", text), name, library().find)
+        found = list(unit_mistakes(unit))
     except UpdslError as error:
         found = error.diagnostics
     mistake = next((d for d in found if d.severity == "error"), None)
-    if mistake is not None:
-        raise click.UsageError(f"a rule like this cannot be called `{name}`: {mistake.message}")
+    if mistake is None:
+        return
+    why, at = mistake.message, mistake.span
+    if mistake.code == "shadowed-name" and name in at.text and unit is not None and unit.main is not None and at != unit.main.name_span:
+        why = f"its text has a name `{name}` of its own, in `{at.source.lines[at.line - 1].strip()}`"
+    raise click.UsageError(f"a rule like this cannot be called `{name}`: {why}")
 
 
 @cli.command()

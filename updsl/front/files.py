@@ -18,6 +18,7 @@ from updsl.front.unit import Library, Unit, load_unit
 SUFFIX = ".upd"
 UNREADABLE = "unreadable-file"
 UNKNOWN = "unknown-rule"
+FOLDER = "it is a folder"
 
 
 @cache
@@ -37,6 +38,8 @@ def open_unit(name_or_path: str | os.PathLike[str]) -> Unit:
     if is_path(text):
         return read_unit(Path(text))
     unit = library().find(text)
+    if unit is None and os.path.isdir(text):
+        raise UpdslError(_unreadable(Path(text), FOLDER))
     if unit is None:
         help = f"`{text}` is a file here: write `{os.path.join('.', text)}`" if os.path.isfile(text) else did_you_mean(text, library().files)
         raise UpdslError(Diagnostic(UNKNOWN, f"the library has no rule `{text}`", help=help or "`updsl list` shows its rules; a file is given by its path"))
@@ -77,7 +80,7 @@ def read_source(path: Path) -> Source:
         try:
             mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):
-                raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is no regular file")
+                raise OSError(FOLDER if stat.S_ISDIR(mode) else "it is no regular file")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 content = file.read(MAX_BYTES + 1)
         finally:
@@ -88,4 +91,6 @@ def read_source(path: Path) -> Source:
 
 
 def _unreadable(path: Path, why: str) -> Diagnostic:
-    return Diagnostic(UNREADABLE, f"cannot read `{path}`: {why[:1].lower()}{why[1:]}", help="give the path of a rule file, such as rules/mine.upd")
+    inside = sorted(path.glob(f"*{SUFFIX}")) if why == FOLDER else []
+    help = f"give the path of a rule file, such as {inside[0] if inside else 'rules/mine.upd'}"
+    return Diagnostic(UNREADABLE, f"cannot read `{path}`: {why[:1].lower()}{why[1:]}", help=help)

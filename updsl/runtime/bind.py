@@ -14,7 +14,7 @@ from updsl.front.module import Module
 from updsl.front.syntax import Name
 from updsl.front.unit import Constant
 from updsl.pipeline import Engine
-from updsl.runtime.parameters import WEIGHT_DECAY, checked, parameter_of, rate
+from updsl.runtime.parameters import checked, instead_of, parameter_of, rate
 
 GROUP = '{"params": ["name", …], …}'
 """How a group is written."""
@@ -172,8 +172,8 @@ def group_entries(module: Module, entries: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown_entry(module: Module, name: str) -> UpdslError:
     """Of a parameter group's entry that means nothing to the rule."""
-    help_ = WEIGHT_DECAY if name == "weight_decay" else did_you_mean(name, module.parameters)
-    return UpdslError(Diagnostic("unknown-parameter", f"`{module.name}` has no parameter `{name}`, which a parameter group sets", help=help_))
+    message = f"`{module.name}` has no parameter `{name}`, which a parameter group sets"
+    return UpdslError(Diagnostic("unknown-parameter", message, help=instead_of(module, name)))
 
 
 def _some(names: list[str]) -> str:

@@ -25,17 +25,28 @@ from updsl.runtime.state import State
 
 
 def compile(
-    rule: Rule | str, params: Any, backend: str = "auto", lr: Any = None, groups: Sequence[Mapping[str, Any]] | None = None, seed: int = 0, watches: bool = True
+    rule: Rule | str,
+    params: Any,
+    backend: str = "auto",
+    lr: Any = None,
+    groups: Sequence[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    watches: bool = True,
+    **parameters: Any,
 ) -> Compiled:
     """A rule made ready for these tensors.
 
-    rule: a rule, a library name or a path. params: the tensors, as a dict, pairs of (name, tensor), a module, or what `updsl.flatten` gave; a rule that writes
-    w writes them. backend: "auto" (C++ kernels on a CPU, torch where they do not cover the rule), "cpp" (the same), "torch" (generated torch source, eager),
-    "inductor" (that through torch.compile), "interpret" (the float64 interpreter).
+    rule: a rule, a library name or a path; its parameters by keyword. params: the tensors, as a dict, pairs of (name, tensor), a module, or what
+    `updsl.flatten` gave; a rule that writes w writes them. backend: "auto" (C++ kernels on a CPU, torch where they do not cover the rule), "cpp" (the same),
+    "torch" (generated torch source, eager), "inductor" (that through torch.compile), "interpret" (the float64 interpreter).
     lr, groups, seed: as of `Rule.init` and `Rule.update`; a step may have an lr of its own. watches: whether steps give the rule's watches.
-    Raises UpdslError, before any step, for a text, parameter, group or backend that will not do.
+    Raises UpdslError, before any step, for a text, parameter, group or backend that will not do, and where there are no tensors.
     """
-    return Compiled(to_rule(rule, {}), named(params), backend, lr, groups, seed, watches, params if isinstance(params, Flat) else None)
+    made, tensors = to_rule(rule, parameters), named(params)
+    if not tensors:
+        help_ = "pass a module, a dict, or a list of (name, tensor); an iterator, such as `model.named_parameters()`, gives its tensors once"
+        raise UpdslError(Diagnostic("no-tensors", f"there are no tensors to compile `{made.name}` for", help=help_))
+    return Compiled(made, tensors, backend, lr, groups, seed, watches, params if isinstance(params, Flat) else None)
 
 
 class Compiled:

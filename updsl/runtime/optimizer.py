@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
+from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.runtime.commit import write
 from updsl.runtime.driver import Driver, Stepped
-from updsl.runtime.parameters import WEIGHT_DECAY, rate
+from updsl.runtime.parameters import instead_of, rate
 from updsl.runtime.rule import Rule, to_rule
 from updsl.runtime.transform import PREFIX, Handle, attach, refuse_writer
 
@@ -66,10 +66,8 @@ class Optimizer(torch.optim.Optimizer):
         """As of any torch optimizer. Raises UpdslError for an entry that is neither torch's nor a parameter of the rule."""
         for name in param_group:
             if name not in OWN_ENTRIES and name not in self.rule.params:
-                help_ = WEIGHT_DECAY if name == "weight_decay" else did_you_mean(name, self.rule.params)
-                raise UpdslError(
-                    Diagnostic("unknown-parameter", f"a parameter group sets `{name}`, and `{self.rule.name}` has no parameter `{name}`", help=help_)
-                )
+                message = f"a parameter group sets `{name}`, and `{self.rule.name}` has no parameter `{name}`"
+                raise UpdslError(Diagnostic("unknown-parameter", message, help=instead_of(self.rule.module, name)))
         not_negative(param_group.get("lr"))
         super().add_param_group(param_group)
 

@@ -14,8 +14,6 @@ from updsl.front.statics import constant
 from updsl.front.syntax import Compare, Name, Text
 from updsl.front.unit import Constant
 
-WEIGHT_DECAY = "append `→ weight_decay(0.01)`"
-
 
 def settled(module: Module, given: Mapping[str, Any]) -> dict[str, Constant]:
     """The value of every parameter: as given, else its default, which may use the parameters before it.
@@ -41,10 +39,17 @@ def parameter_of(module: Module, name: str) -> Parameter:
     """The rule's parameter of this name. Raises UpdslError, with the nearest name, if there is none."""
     if name in module.parameters:
         return module.parameters[name]
-    help_ = WEIGHT_DECAY if name == "weight_decay" else did_you_mean(name, module.parameters)
-    if help_ is None:
-        help_ = f"its parameters are {listed(module.parameters)}" if module.parameters else "it has no parameters"
+    help_ = instead_of(module, name) or (f"its parameters are {listed(module.parameters)}" if module.parameters else "it has no parameters")
     raise UpdslError(Diagnostic("unknown-parameter", f"`{module.name}` has no parameter `{name}`", help=help_))
+
+
+def instead_of(module: Module, name: str) -> str | None:
+    """What to write in the place of a parameter that the rule does not have: the nearest one, or for weight decay, which optimizers have, its rule."""
+    if name != "weight_decay":
+        return did_you_mean(name, module.parameters)
+    if module.writes_weights:
+        return f"`{module.name}` writes w itself: in its text, give it the parameter `weight_decay`, and write `w ← w - lr*weight_decay*w`"
+    return "append `→ weight_decay(0.01)`"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -14,6 +15,7 @@ from updsl import pipeline
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.frame import RuleState
 from updsl.front.elaborate import check_text
+from updsl.front.files import is_path
 from updsl.front.module import Module
 from updsl.front.unit import Constant
 from updsl.runtime import arrays
@@ -227,6 +229,14 @@ def parse(text: str, /, name: str | None = None, **params: Any) -> Rule:
 def to_rule(rule_or_name: Rule | str | os.PathLike[str], params: Mapping[str, Any]) -> Rule:
     """A rule as given, or loaded by name or path, with parameters by keyword."""
     return rule_or_name.given(params) if isinstance(rule_or_name, Rule) else load(rule_or_name, **params)
+
+
+def as_argument(rule: Rule) -> str:
+    """What stands for the rule in a call: its name in the library, its path, or for a text the rule that was made of it."""
+    found, file = pipeline.library().find(rule.name), rule.module.unit.source.name
+    if found is not None and found.source.text == rule.text:
+        return json.dumps(rule.name)
+    return "rule" if file.startswith("<") else json.dumps(file if is_path(file) else os.path.join(".", file), ensure_ascii=False)
 
 
 def library() -> dict[str, str]:

@@ -12,11 +12,11 @@ import torch
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
+from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.runtime.commit import write
 from updsl.runtime.driver import Driver
-from updsl.runtime.parameters import WEIGHT_DECAY
-from updsl.runtime.rule import Rule, to_rule
+from updsl.runtime.parameters import instead_of
+from updsl.runtime.rule import Rule, as_argument, to_rule
 
 PREFIX = "updsl."
 INSIDE = ("optimizer", "original_optimizer")
@@ -79,7 +79,7 @@ def refuse_writer(rule: Rule, who: str) -> None:
             Diagnostic(
                 "writes-weights",
                 f"`{rule.name}` writes w: it is an optimizer, and `{who}` puts a rule before another one",
-                help=f'use `updsl.Optimizer(params, "{rule.name}")`',
+                help=f"use `updsl.Optimizer(params, {as_argument(rule)})`",
             )
         )
 
@@ -301,8 +301,6 @@ class Handle:
         rules = [self.rule, *(h.rule for o in self.optimizers for h in attached.get(o, ()))]
         for name in found:
             if not any(name in rule.params for rule in rules):
-                help_ = WEIGHT_DECAY if name == "weight_decay" else did_you_mean(name, self.rule.params)
-                raise UpdslError(
-                    Diagnostic("unknown-parameter", f"a parameter group sets `{PREFIX}{name}`, and `{self.rule.name}` has no parameter `{name}`", help=help_)
-                )
+                message = f"a parameter group sets `{PREFIX}{name}`, and `{self.rule.name}` has no parameter `{name}`"
+                raise UpdslError(Diagnostic("unknown-parameter", message, help=instead_of(self.rule.module, name)))
         return {name: value for name, value in found.items() if name in self.rule.params}
