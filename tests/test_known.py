@@ -208,6 +208,23 @@ def test_what_is_alike_needs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not counts
 
 
+@pytest.mark.parametrize("text", JOBS.values(), ids=JOBS)
+def test_torch_goes_on_from_where_kernels_were(text: str) -> None:
+    ys = [updsl.compile(updsl.parse(text), noise(1), backend=backend, lr=1e-3) for backend in ("cpp", "torch")]
+    found = []
+    for y in ys:
+        for t in range(4):
+            y.step(noise(t))
+        run = y._engine.run
+        w, g = y.params, noise(9)
+        params = {n: v for n, v in y.rule.params.items() if not isinstance(v, (bool, str))}
+        frame = Frame(g, dict(w), dict.fromkeys(w, 0), {0: 1e-3}, {0: params})
+        found.append(getattr(run, "fallback", run).step(y.state.kept, frame))
+    a, b = found
+    assert dict(a.state.t) == dict(b.state.t) == dict.fromkeys(SHAPES, 5)
+    assert all(torch.allclose(x, b.out[n], rtol=1e-4, atol=1e-6) for n, x in a.out.items())
+
+
 def test_gradients_of_another_type_or_shape_are_seen() -> None:
     w = noise(1)
     y = updsl.compile(updsl.parse(J1), w, backend="cpp")

@@ -54,6 +54,9 @@ class Counts(Mapping[str, int]):
     def __len__(self) -> int:
         return len(self.base)
 
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self, **other}
+
     def __repr__(self) -> str:
         return repr(dict(self))
 
