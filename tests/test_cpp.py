@@ -110,9 +110,9 @@ def check_case(case: Case) -> None:
     assert worst <= 1e-9, f"{where}: {worst:.1e}"
 
 
-def random_programs(number: int, size: int) -> None:
-    """`size` programs from a seed, in kernels and in the interpreter."""
-    test = given(cases(kernels="cpp"))(check_case)
+def random_programs(number: int, size: int, missing: bool = False) -> None:
+    """`size` programs from a seed, in kernels and in the interpreter; missing: some tensors have no gradient at some steps."""
+    test = given(cases(missing, kernels="cpp"))(check_case)
     seed(number)(settings(max_examples=size, database=None, phases=(Phase.generate,))(test))()
 
 
@@ -125,6 +125,12 @@ def test_random_programs() -> None:
 @pytest.mark.parametrize("number", range(20))
 def test_two_thousand_random_programs(number: int) -> None:
     random_programs(number, 100)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_random_programs_whose_gradients_may_be_missing() -> None:
+    random_programs(700, 100, missing=True)
 
 
 # --- memory and threads ----------------------------------------------------------------------------------------------
