@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from updsl.back.cpp_covers import uncovered
 from updsl.core.diagnostic import printable
 from updsl.core.frame import Tensor
 from updsl.core.ir import Dim, State
@@ -19,7 +18,7 @@ from updsl.front.elaborate import Elaborated, elaborate
 from updsl.front.module import Module, Parameter
 from updsl.middle.share import share
 from updsl.middle.sweeps import to_plan
-from updsl.pipeline import to_engine, with_what_is_read
+from updsl.pipeline import CPP, to_engine, with_what_is_read
 from updsl.runtime.parameters import settled
 
 TYPICAL = (Tensor("layer.weight", (6, 4)), Tensor("layer.bias", (6,)))
@@ -42,31 +41,35 @@ def explanation(module: Module, tensors: Sequence[Tensor] = TYPICAL, values: Map
     """The explanation as plain data. values: of the parameters, else their defaults."""
     values = settled(module, {}) if values is None else values
     elaborated = _elaborated(module, tensors, values)
-    why, plan = _kernels(elaborated)
+    name, why, plans = _kernels(elaborated)
     return {
         "name": module.name,
         "doc": module.doc.strip(),
         "writes_weights": module.writes_weights,
         "parameters": [_parameter(p, values[p.name], p.name in elaborated.constants) for p in module.parameters.values()],
         "inputs": dict(module.inputs),
-        "backend": {"name": "torch" if why else "cpp", "why": why},
-        "classes": [_class(elaborated, i, tensors, values) | _traffic(plan, i) for i in range(len(elaborated.programs))],
+        "backend": {"name": name, "why": why},
+        "classes": [_class(elaborated, i, tensors, values) | _traffic(plans, i) for i in range(len(elaborated.programs))],
     }
 
 
-def _kernels(elaborated: Elaborated) -> tuple[str, Plan | None]:
-    """Why kernels do not run the rule on a CPU ("": they do), and the plan of their first step."""
+def _kernels(elaborated: Elaborated) -> tuple[str, str, tuple[Plan, ...]]:
+    """The backend that runs the rule on a CPU; why it is not kernels, or not they alone; and the plans of the kernels of its first step."""
     programs = {i: share(with_what_is_read(p)) for i, p in enumerate(elaborated.programs)}
-    why = next((f"kernels do not cover {reason}" for reason in map(uncovered, programs.values()) if reason), "")
-    return why, None if why else to_plan(programs, blocks_due(programs, 1))
+    own, due = tuple(programs.values()), blocks_due(programs, 1)
+    if why := CPP.lacks(own):
+        return "torch", why, ()
+    if why := CPP.between(own):
+        return "cpp", why, tuple(to_plan(part.programs, frozenset()) for part in CPP.to_parts(programs, due) if part.kernels)
+    return "cpp", "", (to_plan(programs, due),)
 
 
-def _traffic(plan: Plan | None, owner: int) -> dict:
-    """Of a step in float32: passes over memory, and bytes read and written for a parameter, in all and where nothing changes."""
-    if plan is None:
+def _traffic(plans: Sequence[Plan], owner: int) -> dict:
+    """Of the kernels of a step in float32: passes over memory, and bytes read and written for a parameter, in all and where nothing changes."""
+    if not plans:
         return {"sweeps": None, "bytes_per_parameter": None, "idle_bytes_per_parameter": None}
-    moved, idle = (plan.bytes_of(owner, lambda _: 4, skipped) for skipped in (False, True))
-    return {"sweeps": sum(1 for _ in plan.sweeps_of(owner)), "bytes_per_parameter": moved, "idle_bytes_per_parameter": idle}
+    moved, idle = (sum(p.bytes_of(owner, lambda _: 4, skipped) for p in plans) for skipped in (False, True))
+    return {"sweeps": sum(1 for p in plans for _ in p.sweeps_of(owner)), "bytes_per_parameter": moved, "idle_bytes_per_parameter": idle}
 
 
 def _elaborated(module: Module, tensors: Sequence[Tensor], values: Mapping[str, Any]) -> Elaborated:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from updsl.back.cpp_covers import uncovered
+from updsl.back.cpp_covers import foreign, is_foreign, uncovered
+from updsl.back.triton_covers import is_foreign_on_gpu, uncovered_on_gpu
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Frame, Result, RuleState, Tensor
-from updsl.core.ir import Program, Ref, roots, walk
+from updsl.core.ir import Expr, Program, Ref, blocks, roots, walk
 from updsl.core.source import Source
 from updsl.front.elaborate import Elaborated, elaborate
 from updsl.front.files import library, load_module
 from updsl.front.module import Module, make_module
 from updsl.front.unit import Constant, load_unit
+from updsl.middle.flat import flat
+from updsl.middle.parts import Part, parts
 from updsl.middle.share import share
 
 BACKENDS = ("auto", "cpp", "triton", "torch", "inductor", "interpret")
@@ -97,28 +100,65 @@ def to_engine(
         return Engine(programs, Interpreter(programs.programs, programs.class_of, tensors), name)
     programs = replace(programs, programs=tuple(share(p) for p in programs.programs))
     given = (programs.programs, programs.class_of, tensors)
-    why = no_kernels(programs.programs, name) if name in ("auto", "cpp") else ""
-    if name in ("auto", "cpp") and not why:
-        from updsl.back.cpp_build import build
-        from updsl.back.cpp_exec import CppBackend
-        from updsl.middle.sweeps import to_plan
-
-        return Engine(programs, CppBackend(*given, to_plan, build), "cpp")
-    if name == "triton" and not (why := no_triton(programs.programs)):
-        from updsl.back.triton_exec import TritonBackend
-        from updsl.middle.sweeps import to_plan
-
-        return Engine(programs, TritonBackend(*given, to_plan), name)
+    if name in ("auto", "cpp", "triton"):
+        emitter = TRITON if name == "triton" else CPP
+        why = emitter.lacks(programs.programs) or emitter.cannot()
+        if not why:
+            return Engine(programs, emitter.backend(*given), emitter.name, emitter.between(programs.programs))
+    else:
+        why = ""
     from updsl.back.torch_exec import TorchBackend
 
     return Engine(programs, TorchBackend(*given, compiled=name == "inductor"), "inductor" if name == "inductor" else "torch", why)
 
 
-def no_kernels(programs: Sequence[Program], backend: str) -> str:
-    """Why the programs run in torch, and not in C++ kernels; "" if they can be kernels. Warns, once, if that is for want of a compiler."""
-    why = next((f"kernels do not cover {reason}" for reason in map(uncovered, programs) if reason), "")
-    if why:
-        return why
+@dataclass(frozen=True)
+class Emitter:
+    """What writes kernels, and what it covers: whole programs, or nodes of them. kernels: Programs, classes and tensors → what runs
+    them. cannot: why it cannot run here at all."""
+
+    name: str
+    kernels: Callable[..., Any]
+    cannot: Callable[[], str]
+    uncovered: Callable[[Program], str]
+    is_foreign: Callable[[Expr], bool]
+
+    def lacks(self, programs: Sequence[Program]) -> str:
+        """Why the programs run in torch, and not in kernels; "" if they can be kernels, with torch between sweeps."""
+        if not any(map(self.uncovered, programs)):
+            return ""
+        of = dict(enumerate(programs))
+        everything = frozenset((c, block) for c, p in of.items() for block in blocks(p.body))
+        left = (self.uncovered(p) for part in self.to_parts(of, everything) if part.kernels for p in part.programs.values())
+        return next((f"kernels do not cover {reason}" for reason in left if reason), "")
+
+    def between(self, programs: Sequence[Program]) -> str:
+        """What torch computes between sweeps, in words; "" if nothing."""
+        words = foreign(programs) if any(map(self.uncovered, programs)) else ""
+        return words and f"torch computes {words} between sweeps"
+
+    def to_parts(self, programs: Mapping[int, Program], running: frozenset[tuple[int, str]]) -> tuple[Part, ...]:
+        return parts(flat(programs, running), self.is_foreign)
+
+    def backend(self, programs: Sequence[Program], class_of: Mapping[str, int], tensors: Sequence[Tensor]) -> Backend:
+        """Kernels alone, where they cover all."""
+        if not any(map(self.uncovered, programs)):
+            return self.kernels(programs, class_of, tensors)
+        from updsl.back.kernel_hybrid import HybridBackend
+
+        return HybridBackend(programs, class_of, tensors, self.to_parts, self.kernels, self.between(programs))
+
+
+def cpp_kernels(programs: Sequence[Program], class_of: Mapping[str, int], tensors: Sequence[Tensor]) -> Any:
+    from updsl.back.cpp_build import build
+    from updsl.back.cpp_exec import CppBackend
+    from updsl.middle.sweeps import to_plan
+
+    return CppBackend(programs, class_of, tensors, to_plan, build)
+
+
+def no_compiler() -> str:
+    """Why there can be no C++ kernels here; "" if there can. Warns, once, if that is for want of a compiler."""
     from updsl.back.cpp_build import NoCompiler, ready
 
     try:
@@ -129,15 +169,25 @@ def no_kernels(programs: Sequence[Program], backend: str) -> str:
     return ""
 
 
-def no_triton(programs: Sequence[Program]) -> str:
-    """Why the programs run in torch, and not in Triton kernels; "" if they can be. Raises UpdslError where Triton cannot run at all."""
-    from updsl.back.triton_covers import uncovered_on_gpu
+def triton_kernels(programs: Sequence[Program], class_of: Mapping[str, int], tensors: Sequence[Tensor]) -> Any:
+    from updsl.back.triton_exec import TritonBackend
+    from updsl.middle.sweeps import to_plan
+
+    return TritonBackend(programs, class_of, tensors, to_plan)
+
+
+def no_triton() -> str:
+    """Raises UpdslError where Triton cannot run at all."""
     from updsl.back.triton_exec import missing
 
     lacks, install = missing()
     if lacks:
         raise UpdslError(Diagnostic("unknown-backend", f"the backend `triton` cannot run here: {lacks}", help=install))
-    return next((f"kernels do not cover {reason}" for reason in map(uncovered_on_gpu, programs) if reason), "")
+    return ""
+
+
+CPP = Emitter("cpp", cpp_kernels, no_compiler, uncovered, is_foreign)
+TRITON = Emitter("triton", triton_kernels, no_triton, uncovered_on_gpu, is_foreign_on_gpu)
 
 
 def with_what_is_read(program: Program) -> Program:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from updsl.back.cpp_reduce import is_power
 from updsl.core.ir import Apply, Expr, Program, Reduce, Ref, Type, joined, roots, walk
@@ -20,6 +20,16 @@ WORDS = {
 def uncovered(program: Program) -> str:
     """What of the program the kernels do not cover, in words; "" if nothing."""
     return next(_reasons(program), "")
+
+
+def is_foreign(n: Expr) -> bool:
+    """Whether kernels do not cover this node, whatever its operands: torch computes it between sweeps."""
+    return any(True for _ in _of_node(n))
+
+
+def foreign(programs: Iterable[Program]) -> str:
+    """The foreign constructs of programs, in words."""
+    return ", ".join(dict.fromkeys(reason for p in programs for e in roots(p) for n in walk(e) for reason in _of_node(n)))
 
 
 def _reasons(program: Program) -> Iterator[str]:

@@ -67,7 +67,7 @@ class Moment:
     def __init__(self, programs: Mapping[int, Program], class_of: Mapping[str, int], tensors: Mapping[str, Tensor], state: RuleState, frame: Frame):
         self.programs, self.class_of, self.tensors, self.frame = programs, class_of, tensors, frame
         self.run = state.run + 1
-        self.t = state.t | {name: state.t.get(name, 0) + 1 for name in frame.g}
+        self.t = dict(state.t) | {name: state.t.get(name, 0) + 1 for name in frame.g}
         self.sizes = {name: self.sizes_of(name) for name in frame.g}
         self.before: dict[str, dict[Key, Value]] = {}
         self.values: dict[str, dict[Key, Value]] = {}

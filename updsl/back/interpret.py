@@ -16,7 +16,7 @@ from updsl.back.evaluate import Moment, Place
 from updsl.back.values import Array, Value, Window, empty, typed
 from updsl.core import numeric
 from updsl.core.frame import Frame, Key, Result, RuleState, Tensor
-from updsl.core.ir import GRID, Apply, Binding, Every, Expr, Program, Reduce, Type
+from updsl.core.ir import GRID, Apply, Binding, Every, Expr, Program, Reduce, Type, returned
 from updsl.core.schedule import Guarded, Local, Shared, Step, merge
 from updsl.core.scope import TENSOR
 
@@ -133,9 +133,9 @@ def emit(now: Moment) -> tuple[dict[str, Array], dict[str, Array]]:
             name = at.name
             if program.weight is not None:
                 weights[name] = now.off_grid(now.array(program.weight, GRID, at), GRID, at)
-            if program.weight is None or program.returns:
-                out[name] = now.off_grid(now.array(program.out, GRID, at), GRID, at)
-            else:
+            for e in returned(program):
+                out[name] = now.off_grid(now.array(e, GRID, at), GRID, at)
+            if name not in out:
                 out[name] = np.asarray(now.frame.w[name], np.float64) - weights[name]
     return {name: out[name] for name in now.frame.g}, {name: weights[name] for name in now.frame.g if name in weights}
 

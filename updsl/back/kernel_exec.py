@@ -7,6 +7,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,8 @@ from updsl.core.straight import blocks_due
 if TYPE_CHECKING:
     from updsl.back.torch_exec import TorchBackend
 
+COUNT_BYTES = 8
+"""Of how many slots of a window are filled, for each of its cells."""
 MOST_RUNS = 16
 """Runs in place that one backend remembers: optimizers that have the same rule and tensors."""
 
@@ -261,14 +264,20 @@ class KernelBackend(ABC):
         for kind, names in zip(made, kinds.values(), strict=True):
             numel = sum(self.tensors[n].numel for n in names)
             streams = frozenset[Stream]().union(*(s.streams for s in plan.sweeps_of(kind.owner)))
-            size = sum(self.cells(s, n) * WIDTHS[kind.dtypes["state", s.name]] for s in kind.program.states if not is_shared(s.type) for n in names)
+            size = sum(self.state_bytes(s, n, WIDTHS[kind.dtypes["state", s.name]]) for s in kind.program.states for n in names)
             classes.append(TensorsOfClass(kind.owner, numel, {s: WIDTHS[kind.dtypes[dtype_key(s)]] for s in streams}, size))
         return Summary(plan, tuple(classes), self.launches(kernel), self.workspace(tables))
 
-    def cells(self, s: State, name: str) -> int:
-        """How many values a state has for a tensor."""
+    def state_bytes(self, s: State, name: str, width: int) -> int:
+        """That the state of a tensor has; none if it is of several tensors, or on the grid of a matrix that is not there yet."""
+        if is_shared(s.type):
+            return 0
         rows, cols = self.tensors[name].grid
-        return {"element": rows * cols, "row": rows, "column": cols, "block": -(-rows * cols // (s.type.scope.size or 1))}.get(s.type.scope.name, 1)
+        known: dict[Any, int] = {"rows": rows, "cols": cols, None: 1}
+        cells = prod(known.get(d, d if isinstance(d, int) else 0) for d in (s.type.rows, s.type.cols))
+        if s.type.scope.size:
+            cells = -(-rows * cols // s.type.scope.size)
+        return cells * (width * s.type.window + COUNT_BYTES if s.type.window else width)
 
     def kernel(self, programs: Mapping[int, Program], running: frozenset[tuple[int, str]], signatures: tuple[tuple, ...]) -> Kernel:
         key = (running, signatures)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from updsl.back.torch_names import Names
 from updsl.core.ir import Program, Reduce, roots, walk
-from updsl.core.plan import Plan, Stream
+from updsl.core.plan import HANDED, Plan, Stream
 from updsl.core.scope import COLUMN, ELEMENT, ROW
 
 Layout = Literal["flat", "rows", "blocks"]
@@ -75,7 +75,11 @@ def default_dtypes(program: Program, g: str, w: str) -> dict[tuple[str, str], st
     """The types of a tensor's arrays where the gradient and the weight have these."""
     real = "float32" if WIDTHS[g] == 2 else g
     states = {("state", s.name): "bool" if s.type.boolean else s.dtype or real for s in program.states}
-    return {("g", ""): g, ("w", ""): w} | states | {("input", i.name): g for i in program.inputs if i.type.scope == ELEMENT}
+    return (
+        {("g", ""): g, ("w", ""): w}
+        | states
+        | {("input", i.name): "bool" if i.type.boolean else real if i.name.startswith(HANDED) else g for i in program.inputs if i.type.scope == ELEMENT}
+    )
 
 
 def dtype_key(s: Stream) -> tuple[str, str]:

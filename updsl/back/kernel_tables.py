@@ -103,7 +103,9 @@ def dtypes_of(frame: Frame) -> list[torch.dtype]:
 
 def owned(state: RuleState) -> RuleState:
     """The state, dense."""
-    values = {name: {key: x if isinstance(x, tuple) or x.is_contiguous() else x.contiguous() for key, x in cells.items()} for name, cells in state.values.items()}
+    values = {
+        name: {key: x if isinstance(x, tuple) or x.is_contiguous() else x.contiguous() for key, x in cells.items()} for name, cells in state.values.items()
+    }
     return RuleState(values, state.run, state.t)
 
 

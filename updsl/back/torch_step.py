@@ -234,7 +234,7 @@ class _Step:
                     watches.setdefault(name, {})[where] = owned.apart(x)  # type: ignore[index]
         order = self.frame.g
         return Result(
-            {name: out[name] for name in order},
+            {name: out[name] for name in order if name in out},
             {name: weights[name] for name in order if name in weights} if writes else None,
             watches,
             self.after(owned),
@@ -267,7 +267,7 @@ class _Step:
                 for call in self.given.calls:
                     if call.owner == c:
                         cells.update(self.local_after(call, s, new, owned))
-        return RuleState(values, self.given.run, before.t | {name: before.t.get(name, 0) + 1 for name in self.frame.g})
+        return RuleState(values, self.given.run, dict(before.t) | {name: before.t.get(name, 0) + 1 for name in self.frame.g})
 
     def local_after(self, call: Call, s: State, new: Mapping[tuple, Tensor], owned: _Owned) -> dict[str, object]:
         """A state of each tensor of a call."""

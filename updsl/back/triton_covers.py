@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from updsl.back.cpp_covers import uncovered
-from updsl.core.ir import Apply, Program, roots, walk
+from updsl.back.cpp_covers import is_foreign, uncovered
+from updsl.core.ir import Apply, Expr, Program, roots, walk
 from updsl.core.ops import OPS
 
 
@@ -14,8 +14,17 @@ def uncovered_on_gpu(program: Program) -> str:
     return uncovered(program) or next(_ops(program), "")
 
 
+def is_foreign_on_gpu(n: Expr) -> bool:
+    """Whether the Triton kernels do not cover this node, whatever its operands."""
+    return is_foreign(n) or any(True for _ in _of_op(n))
+
+
 def _ops(program: Program) -> Iterator[str]:
     for e in roots(program):
         for n in walk(e):
-            if isinstance(n, Apply) and OPS[n.op].kind == "elementwise" and not OPS[n.op].triton:
-                yield f"`{n.op}`"
+            yield from _of_op(n)
+
+
+def _of_op(n: Expr) -> Iterator[str]:
+    if isinstance(n, Apply) and OPS[n.op].kind == "elementwise" and not OPS[n.op].triton:
+        yield f"`{n.op}`"

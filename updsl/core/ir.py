@@ -173,17 +173,23 @@ class Watch:
 @dataclass(frozen=True, slots=True)
 class Program:
     """What one step does to a class of tensors. `weight` is the new weight (None: the rule does not write w); `returns` says whether
-    the text gives `out` itself (else, in a rule that writes w, out is w before − w after). `out` may be coarser than an entry: it is spread."""
+    the text gives `out` itself (else, in a rule that writes w, out is w before − w after). `out` may be coarser than an entry: it is spread; None: this is a
+    part of a step, that gives neither."""
 
     name: str
     inputs: tuple[Input, ...]
     states: tuple[State, ...]
     body: tuple[Statement, ...]
     commits: tuple[tuple[str, Expr], ...]
-    out: Expr
+    out: Expr | None
     weight: Expr | None
     returns: bool
     watches: tuple[Watch, ...]
+
+
+def returned(program: Program) -> list[Expr]:
+    """What the text gives as `out`, if it gives one."""
+    return [] if program.out is None or not (program.returns or program.weight is None) else [program.out]
 
 
 def is_shared(type_: Type) -> bool:
@@ -263,6 +269,14 @@ def bindings(statements: tuple[Statement, ...]) -> Iterator[Binding]:
                 yield from bindings(body)
 
 
+def blocks(statements: tuple[Statement, ...]) -> Iterator[str]:
+    """The names of all blocks."""
+    for s in statements:
+        if isinstance(s, Every):
+            yield s.name
+            yield from blocks(s.body)
+
+
 def roots(program: Program) -> Iterator[Expr]:
     """Every expression of the program that is no init: bindings, yields, commits, watches, out, weight."""
 
@@ -279,6 +293,4 @@ def roots(program: Program) -> Iterator[Expr]:
     yield from of(program.body)
     yield from (e for _, e in program.commits)
     yield from (w.expr for w in program.watches)
-    yield program.out
-    if program.weight is not None:
-        yield program.weight
+    yield from (e for e in (program.out, program.weight) if e is not None)

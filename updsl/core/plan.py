@@ -16,6 +16,8 @@ from updsl.core.ir import Binding, Expr, Program, Reduce, Ref, walk
 from updsl.core.scope import ELEMENT, Scope
 from updsl.core.straight import Root
 
+HANDED = "from "
+"""Begins the name of an input that an earlier part of the step hands on."""
 AFTER = " after"
 """Ends the name of a state that is read back, in a Ref."""
 
@@ -141,38 +143,59 @@ class TensorsOfClass:
 @dataclass(frozen=True)
 class Summary:
     """A Plan for the tensors of a model. launches: kernels, or parallel regions, of a step. workspace_bytes: memory beside tensors and states. collectives: 0,
-    on one device."""
+    on one device. before: the parts of the step
+    that run first, where torch computes something between sweeps, as `torch` says."""
 
     plan: Plan
     classes: tuple[TensorsOfClass, ...]
     launches: int
     workspace_bytes: int
     collectives: int = 0
+    before: tuple[Summary, ...] = ()
+    torch: str = ""
 
     @property
     def sweeps(self) -> int:
-        """Passes over memory of a step."""
-        return self.plan.sweeps
+        """Passes over memory of a step, in kernels."""
+        return self.plan.sweeps + sum(part.sweeps for part in self.before)
 
     @property
     def bytes_per_parameter(self) -> float:
         """Memory traffic of a step, read and written, over the number of parameters."""
-        return self._mean(lambda c: self.plan.bytes_of(c.owner, c.widths.__getitem__))
+        return self._bytes(idle=False)
 
     @property
     def idle_bytes_per_parameter(self) -> float:
         """The same of a step that changes no gradient, and so leaves out the sweeps that would store them as they are."""
-        return self._mean(lambda c: self.plan.bytes_of(c.owner, c.widths.__getitem__, idle=True))
+        return self._bytes(idle=True)
 
     @property
     def state_bytes_per_parameter(self) -> float:
         """Memory of the states, over the number of parameters."""
         return self._mean(lambda c: c.state_bytes / c.numel)
 
+    @property
+    def _numel(self) -> int:
+        return max(1, sum(c.numel for c in self.classes))
+
+    def _bytes(self, idle: bool) -> float:
+        """Of all parts, for a parameter of this one."""
+        own = self._mean(lambda c: self.plan.bytes_of(c.owner, c.widths.__getitem__, idle))
+        return own + sum(part._bytes(idle) * part._numel for part in self.before) / self._numel
+
     def _mean(self, of: Callable[[TensorsOfClass], float]) -> float:
-        return sum(of(c) * c.numel for c in self.classes) / max(1, sum(c.numel for c in self.classes))
+        return sum(of(c) * c.numel for c in self.classes) / self._numel
 
     def __str__(self) -> str:
+        lines = [line for part in (*self.before, self) for line in part._passes()]
+        lines += [self.torch] if self.torch else []
+        idle = f" ({self.idle_bytes_per_parameter:g} where nothing changes)" if self.idle_bytes_per_parameter < self.bytes_per_parameter else ""
+        lines.append(f"{self.sweeps} sweeps, {self.bytes_per_parameter:g} bytes a parameter{idle}, {self.launches} launches, {self.collectives} collectives")
+        lines.append(f"state: {self.state_bytes_per_parameter:g} bytes a parameter; workspace: {self.workspace_bytes} bytes")
+        return "\n".join(lines)
+
+    def _passes(self) -> list[str]:
+        """Class by class, sweep by sweep."""
         lines = []
         for c in self.classes:
             lines.append(f"{c.numel} parameters:")
@@ -183,7 +206,4 @@ class Summary:
                 lines.append(f"  sweep {n}: reads {reads}" + (f"; adds up {added}" if added else "") + (f"; stores {stores}" if stores else ""))
                 if s.idle is not None:
                     lines[-1] += "; left out where that changes nothing"
-        idle = f" ({self.idle_bytes_per_parameter:g} where nothing changes)" if self.idle_bytes_per_parameter < self.bytes_per_parameter else ""
-        lines.append(f"{self.sweeps} sweeps, {self.bytes_per_parameter:g} bytes a parameter{idle}, {self.launches} launches, {self.collectives} collectives")
-        lines.append(f"state: {self.state_bytes_per_parameter:g} bytes a parameter; workspace: {self.workspace_bytes} bytes")
-        return "\n".join(lines)
+        return lines

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from updsl.core.ir import Apply, Binding, Const, Every, Expr, Program, Reduce, Ref, State, Statement, Yield, bindings, roots, walk
+from updsl.core.ir import Apply, Binding, Const, Every, Expr, Program, Reduce, Ref, State, Statement, Yield, bindings, returned, roots, walk
 from updsl.core.ops import OPS
 from updsl.core.scope import ALL, TENSOR
 
@@ -69,8 +69,7 @@ class _Printer:
                 case Binding(name=name, expr=Apply(op="store", static=(_, of))) if len(stores[of]) == 1:
                     old = Ref(of, "builtin" if of == "w" else "state", s.expr.type)
                     later = [e for t in body[i + 1 :] for e in _of_statement(t)] + [e for _, e in self.program.commits] + [w.expr for w in self.program.watches]
-                    if self.program.returns or self.program.weight is None:
-                        later.append(self.program.out)
+                    later += returned(self.program)
                     if not any(isinstance(n, Ref) and (n.name, n.kind) == (old.name, old.kind) for e in later for n in walk(e)):
                         final = self.program.weight if of == "w" else dict(self.program.commits).get(of)
                         if isinstance(final, Ref) and final.name == name:
@@ -98,14 +97,14 @@ class _Printer:
             yield f"    {self.committed[name]} ← {self.text(e)}"
         if p.weight is not None and not (isinstance(p.weight, Ref) and p.weight.name in self.plain):
             yield f"    w ← {self.text(p.weight)}"
-        if p.returns or p.weight is None:
-            yield f"    return {self.text(p.out, outer=True)}"
+        for e in returned(p):
+            yield f"    return {self.text(e, outer=True)}"
 
     def before(self, commits: list[tuple[str, Expr]]) -> Iterator[str]:
         """Names for the old values of states that are read after (or while) new ones are set."""
         p = self.program
         self.committed = {name: self.names["state", name] for name, _ in commits}
-        shown = [e for _, e in commits] + ([p.weight] if p.weight is not None else []) + ([p.out] if p.returns or p.weight is None else [])
+        shown = [e for _, e in commits] + ([p.weight] if p.weight is not None else []) + returned(p)
         read = {n.name for e in shown for n in walk(e) if isinstance(n, Ref) and n.kind == "state"}
         for name, _ in commits:
             if name in read:
@@ -296,7 +295,7 @@ def canonical(program: Program) -> Program:
         states=states,
         body=body,
         commits=tuple((names["state", n], expr(e)) for n, e in program.commits),
-        out=expr(program.out),
+        out=None if program.out is None else expr(program.out),
         weight=None if program.weight is None else expr(program.weight),
         watches=tuple(replace(w, label="", expr=expr(w.expr)) for w in program.watches),
     )

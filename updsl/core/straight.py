@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from updsl.core.ir import Apply, Binding, Every, Expr, Program, Ref, Statement, Type, is_shared, rewrite, walk
+from updsl.core.ir import Apply, Binding, Every, Expr, Program, Ref, Statement, Type, is_shared, returned, rewrite, walk
 from updsl.core.schedule import Local, Shared, Step
 from updsl.core.scope import Scope
 
@@ -35,8 +35,7 @@ def local_roots(program: Program) -> list[Root]:
     found += [Root("watch", w.label, w.expr) for w in program.watches if not is_shared(w.expr.type)]
     if program.weight is not None:
         found.append(Root("weight", "w", program.weight))
-    if program.weight is None or program.returns:
-        found.append(Root("out", "out", program.out))
+    found += [Root("out", "out", e) for e in returned(program)]
     return found
 
 

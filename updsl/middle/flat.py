@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from updsl.core import schedule
-from updsl.core.ir import Apply, Binding, Expr, Program, Ref, Watch, is_shared
+from updsl.core.ir import Apply, Binding, Expr, Program, Ref, Watch, is_shared, returned
 from updsl.core.straight import Root, flatten, local_roots, needed, once, shared_roots
 
 Programs: TypeAlias = Mapping[int, Program]
@@ -51,7 +51,7 @@ def with_roots(program: Program, change: Callable[[Root], Expr]) -> Program:
         commits=tuple((name, change(Root("state", name, e, types[name]))) for name, e in program.commits),
         watches=tuple(Watch(w.label, change(Root("watch", w.label, w.expr, w.expr.type))) for w in program.watches),
         weight=None if program.weight is None else change(Root("weight", "w", program.weight)),
-        out=change(Root("out", "out", program.out)) if program.weight is None or program.returns else program.out,
+        out=next((change(Root("out", "out", e)) for e in returned(program)), program.out),
     )
 
 

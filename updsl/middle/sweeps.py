@@ -115,7 +115,7 @@ class Levels:
         stores = [r for r in self.roots[c] if is_streamed(r)]
         first = [self.of(c, r.expr) for r in stores]
         tried: list[dict[int, Sweep]] = []
-        for last in dict.fromkeys((max(first), max([*first, *(self.of(c, e) for _, e in self.partials(c))]))):
+        for last in dict.fromkeys((max(first, default=0), max([0, *first, *(self.of(c, e) for _, e in self.partials(c))]))):
             free = [i for i, r in enumerate(stores) if first[i] < last and r.role == "state"]
             for early in product((False, True), repeat=len(free)) if len(free) <= CHOICES else [(False,) * len(free)]:
                 chosen = {i for i, yes in zip(free, early, strict=True) if yes}

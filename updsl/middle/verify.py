@@ -26,7 +26,7 @@ def mistakes(program: Program) -> Iterator[str]:
         yield from _expression(e, known, f"the commit of `{name}`")
         if e.type.scope != known["state", name].scope and not e.type.scope <= known["state", name].scope:
             yield f"the commit of `{name}` is finer than the state"
-    for e in (program.out, *([program.weight] if program.weight is not None else []), *(w.expr for w in program.watches)):
+    for e in (*(e for e in (program.out, program.weight) if e is not None), *(w.expr for w in program.watches)):
         yield from _expression(e, known, "what the program gives")
     if {n for n, _ in program.commits} != {s.name for s in program.states}:
         yield "a state has no commit"
