@@ -248,8 +248,15 @@ def test_tensors_of_every_alignment_have_the_same_bits() -> None:
 
 @needs_triton
 def test_a_rule_that_kernels_do_not_cover_runs_in_torch() -> None:
-    y = updsl.compile(updsl.load("muon"), {"x": torch.zeros(4, 3)}, backend="triton", lr=0.1)
+    y = updsl.compile(updsl.parse("x = g - mean(g) per block(4)\nreturn x / norm(x) per row"), {"x": torch.zeros(4, 3)}, backend="triton", lr=0.1)
     assert y.backend == "torch"
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["muon", "autoclip", "galore"])
+def test_torch_between_sweeps(name: str) -> None:
+    rule = updsl.load(name)
+    assert compared(rule, "interpret", torch.float64) <= 1e-9
 
 
 def test_where_triton_cannot_run_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

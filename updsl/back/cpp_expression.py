@@ -27,8 +27,9 @@ class Expressions(KernelExpressions):
         match e:
             case Apply("pow", (x, Const(2.0))):
                 return f"square({self.as_real(x)})"
-            case Apply("select", (c, x, y)) if not e.type.boolean:
-                return f"({self(c)} ? {self.as_real(x)} : {self.as_real(y)})"
+            case Apply("select", (c, x, y)):
+                of = self if e.type.boolean else self.as_real
+                return f"({self(c)} ? {of(x)} : {of(y)})"
         op = OPS[e.op]
         values = [self(a) if a.type.boolean and (op.boolean or op.conditions) else self.as_real(a) if not op.conditions else self(a) for a in e.args]
         text = op.cpp.format(**dict(zip(op.args, values, strict=True)))

@@ -44,9 +44,9 @@ def missing(programs: Sequence[Program], class_of: Mapping[str, int], state: Rul
 def with_literals(
     lacking: Sequence[tuple[State, Sequence[tuple[str, Key]]]], tensors: Mapping[str, frame.Tensor], state: RuleState, frame: Frame
 ) -> RuleState | None:
-    """The state before the step, with these first values; None where one of them is no literal."""
+    """The state before the step, with these first values; None where one of them is no literal, or lies on the grid of a matrix input."""
     literals = {id(s): literal_of(s.init) for s, _ in lacking}
-    if None in literals.values():
+    if None in literals.values() or any(isinstance(d, str) and "." in d for s, _ in lacking for d in (s.type.rows, s.type.cols)):
         return None
     values = {name: dict(cells) for name, cells in state.values.items()}
     widest: Any = None

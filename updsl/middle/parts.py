@@ -141,7 +141,7 @@ class Split:
         )
         own = [s for s in p.states if self.is_foreign_array(Ref(s.name, "state", s.type)) != final]
         gives = {s.name for s in own if final or self.leaves_by(c, k, s, commits[s.name])}
-        read = {n.name for e in roots(made) for n in walk(e) if isinstance(n, Ref) and n.kind == "state"}
+        read = {name for e in roots(made) for n in walk(e) for name in states_named(n)}
         states = [s for s in p.states if s.name in gives or s.name in read]
         kept_as = [(s.name, self.handed(c, k, commits[s.name]) if s.name in gives else Ref(s.name, "state", s.type)) for s in states]
         handing = [State(HANDED + n, None, as_number(e.type)) for n, e in given]
@@ -177,6 +177,17 @@ class Split:
             return x if x.type == n.type else Apply("ne", (x, ZERO), n.type)
 
         return rewrite(e, step)
+
+
+def states_named(n: Expr) -> tuple[str, ...]:
+    """The state that a node reads, or rounds to the type of."""
+    match n:
+        case Ref(name, "state"):
+            return (name,)
+        case Apply("store", static=(_, name)) if name != "w":
+            return (name,)
+        case _:
+            return ()
 
 
 def even(level: int) -> int:
