@@ -248,7 +248,7 @@ def test_tensors_of_every_alignment_have_the_same_bits() -> None:
 
 @needs_triton
 def test_a_rule_that_kernels_do_not_cover_runs_in_torch() -> None:
-    y = updsl.compile(updsl.parse("x = g - mean(g) per block(4)\nreturn x / norm(x) per row"), {"x": torch.zeros(4, 3)}, backend="triton", lr=0.1)
+    y = updsl.compile(updsl.parse("(g - (mean(g) per block(4))) / (norm(g) per row)"), {"x": torch.zeros(4, 3)}, backend="triton", lr=0.1)
     assert y.backend == "torch"
 
 

@@ -21,7 +21,7 @@ from updsl.core.plan import Plan
 
 CHUNK = 1 << 16
 """Entries of a chunk, about."""
-MOST_PARTS = 64
+MOST_PARTS = 8
 """Chunks of a tensor whose columns are added up: each has an array of parts for them."""
 SERIAL = 1 << 15
 """Up to so many entries in all, one thread does the step."""

@@ -163,6 +163,16 @@ def accumulations(partials: Iterable[tuple[str, Reduce]]) -> list[Accumulation]:
     return found
 
 
+def added(e: Reduce, values: Sequence[str], slots: Sequence[str]) -> Iterator[str]:
+    """Statements that add one cell of these operands to the slots of n cells, as a sweep adds entries: to be settled after the last."""
+    kind = accumulator(e)
+    yield f"const wide {', '.join(f'{name} = {v}' for name, v in zip('xy', values, strict=False))};"
+    if kind.shifted:
+        yield f"if (n == 0) {slots[0]} = is_finite(x) ? x : wide(0);"
+    yield statements(kind.add, slots, x="x", y="y")
+    yield "n += 1;"
+
+
 def one_more(e: Reduce, values: Sequence[str], slots: Sequence[str]) -> Iterator[str]:
     """Statements that add one cell of these operands to the slots of n cells, which may be none."""
     kind = accumulator(e)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from updsl.back.cpp_expression import TYPES, Expressions
-from updsl.back.cpp_reduce import Accumulation, accumulations, accumulator, one_more, result, statements
+from updsl.back.cpp_reduce import Accumulation, accumulations, accumulator, added, one_more, result, statements
 from updsl.back.cpp_sweep import DEPTH, Sweeping, indented
 from updsl.back.kernel_kind import Kind, Table, layout_of
 from updsl.core.ir import Binding, Reduce, Ref, is_shared, walk
@@ -196,23 +196,25 @@ class OfKind:
         assert e.scope == TENSOR
         yield "{"
         yield f"{DEPTH}wide {', '.join(f'{s} = {start}' for s, start in zip(slots, kind.start, strict=True))}, n = 0;"
-        yield from indented(self.over_cells(e, slots))
+        yield from indented(self.over_cells(e, slots, added))
+        if kind.settle:
+            yield f"{DEPTH}{statements(kind.settle, slots, n='n')}"
         yield f"{DEPTH}T.{self.value(name, e.scope)} = {statements(result(e, kind), slots, n='n')};"
         yield "}"
 
-    def over_cells(self, e: Reduce, slots: Sequence[str]) -> Iterator[str]:
-        """Each cell of the operands added to the slots, and to n."""
+    def over_cells(self, e: Reduce, slots: Sequence[str], one: Callable[..., Iterator[str]] = one_more) -> Iterator[str]:
+        """Each cell of the operands added to the slots, and to n, by `one`."""
         express = self.stage_expression()
         scope = max((a.type.scope for a in e.args), key=lambda s: len(s.indices))
         values = [express.as_real(a) for a in e.args]
         if scope.name in CELLS:
             index, count, _ = CELLS[scope.name]
             yield f"for (i64 {index} = 0; {index} < {count}; ++{index}) {{"
-            yield from indented(one_more(e, values, slots))
+            yield from indented(one(e, values, slots))
             yield "}"
         else:
             yield "{"
-            yield from indented(one_more(e, values, slots))
+            yield from indented(one(e, values, slots))
             yield "}"
 
     def parts(self, name: str, e: Reduce, level: int, slots: Sequence[str]) -> Iterator[str]:

@@ -183,10 +183,11 @@ static void stage1_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
         wide a0 = 0, a1 = 0, n = 0;
         for (i64 j = 0; j < T.cols; ++j) {
             const wide x = ((T.c_norm_n[j] == 0.0) ? 0.0 : (T.c_mean[j] / T.c_norm_n[j]));
-            if (n == 0) { a0 = x; a1 = wide(0); }
-            else { a0 += (x - (is_finite(a0) ? a0 : 0)) * (wide(1) / (n + wide(1))); }
+            if (n == 0) a0 = is_finite(x) ? x : wide(0);
+            a1 += x - a0;
             n += 1;
         }
+        a0 += a1 / n;
         T.v_shared_mean = double(a0);
     }
     // (std)
@@ -209,10 +210,11 @@ static void stage1_0_0(Model& M, Group* G, Tensor0& T, const Chunk* K) {
         wide a0 = 0, a1 = 0, a2 = 0, n = 0;
         for (i64 j = 0; j < T.cols; ++j) {
             const wide x = ((T.c_norm_n[j] == 0.0) ? 0.0 : (T.c_mean[j] / T.c_norm_n[j]));
-            if (n == 0) { a0 = x; a1 = wide(0); a2 = wide(0); }
-            else { { const wide d = x - (is_finite(a0) ? a0 : 0); a0 += d * (wide(1) / (n + wide(1))); a1 += wide(0) + d * d * (n * wide(1) / (n + wide(1))); } }
+            if (n == 0) a0 = is_finite(x) ? x : wide(0);
+            { const wide d = x - a0; a1 += d; a2 += d * d; }
             n += 1;
         }
+        { const wide d = a1 / n, rest = a2 - a1 * d; a1 = rest < 0 ? 0 : rest; a0 += d; }
         T.v_std_2 = double(std::sqrt(a1 / n));
     }
     // (factor 2)
