@@ -43,13 +43,15 @@ def parts(programs: Programs, foreign: Foreign) -> tuple[Part, ...]:
 
 
 class Split:
-    """In which part values are known. level: the part that gives a sum or a result of torch; the earliest that can compute another value."""
+    """In which part values are known. level: the part that gives a sum or a result of torch; the earliest that can compute another value.
+    torch_level: the earliest part in which torch can read a value; home: the part that gives it to all later ones."""
 
     def __init__(self, programs: Programs, foreign: Foreign):
         self.programs, self.foreign = programs, foreign
         self.order = schedule.merge({c: p.body for c, p in programs.items()})
         self.exprs: dict[Name, Expr] = {(c, b.name): b.expr for step in self.order for c, b in bindings_of(step)}
         self.level: dict[Name, int] = {}
+        self.torch_level: dict[Name, int] = {}
         self.home: dict[Name, int] = {}
         for step in self.order:
             self.place(step)
@@ -72,6 +74,11 @@ class Split:
 
     def read_by_torch(self, c: int, name: str) -> int:
         """From which part on torch can have a value: a longer elementwise one, when a kernel has stored it."""
+        if (c, name) not in self.torch_level:
+            self.torch_level[c, name] = self.first_read_by_torch(c, name)
+        return self.torch_level[c, name]
+
+    def first_read_by_torch(self, c: int, name: str) -> int:
         e = self.exprs[c, name]
         if (c, name) not in self.home and is_full(e) and not self.is_foreign_array(e) and not self.is_cheap(c, e):
             self.home[c, name] = even(self.level[c, name])
