@@ -115,8 +115,8 @@ class Over:
             return
         yield f"for i in range(0, tl.load(M + {self.stage.writer.model_at(('tensors', k.n), 'i64', f'tensors{k.n}')})):"
         yield f"{DEPTH}t = T{k.n} + i * {k.size}"
-        mine = [f"ok = ok & ({group} == k)"] if e.scope == GROUP else []
-        yield from indented(self.of_scope(scope.name, [*mine, *lines]))
+        over = self.of_scope(scope.name, lines)
+        yield from indented([f"if {group} == k:", *indented(over)] if e.scope == GROUP else over)
 
     def chunks(self, first: str, count: str, lines: Sequence[str]) -> Iterator[str]:
         """Over chunks that lie side by side."""
