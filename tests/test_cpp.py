@@ -294,6 +294,15 @@ CASES = {
     "states that are true or false": block("state e = false", "e ← e or g > 0.5", "return if e then g else 0"),
     "blocks only where nothing runs": block("state s = 0 per block(4)", "every 2:", "    s ← mean(g) per block(4)", "watch x = max(s)", "return g"),
     "names that C++ has": block("l = g*2", "r = l + 1", "bad = r*r", "template = bad + (mean(g) per column)", "entry = template*norm(r)", "return entry"),
+    "names that the generated text has": block(
+        "power = g*2",
+        "square = abs(power)^1.5",
+        "is_finite = square^2",
+        "smaller = min(is_finite, 9)",
+        "INF = min(smaller, inf)",
+        "SLOTS0 = INF + std(INF)",
+        "return SLOTS0",
+    ),
     "dot of rows and columns": block("d = dot(norm(g) per row, norm(g) per column)", "return g*d"),
 }
 

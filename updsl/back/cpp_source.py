@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from updsl.back.cpp_expression import TYPES, Expressions
 from updsl.back.cpp_prelude import PRELUDE
 from updsl.back.cpp_reduce import accumulator, one_more, result, statements
-from updsl.back.cpp_stage import COLUMNS, SLOTS, OfKind
-from updsl.back.cpp_sweep import DEPTH, indented
+from updsl.back.cpp_stage import OfKind
+from updsl.back.cpp_sweep import COLUMNS, DEPTH, SLOTS, indented
 from updsl.back.kernel_kind import Kind, Layout, Table, present
 from updsl.core.ir import Expr, Reduce, Ref, is_shared
 from updsl.core.plan import Joint, Local, Plan

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from updsl.back.cpp_expression import TYPES, Expressions
 from updsl.back.cpp_reduce import Accumulation, accumulations, accumulator, added, one_more, result, statements
-from updsl.back.cpp_sweep import DEPTH, Sweeping, indented
+from updsl.back.cpp_sweep import COLUMNS, DEPTH, SLOTS, Sweeping, indented
 from updsl.back.kernel_kind import Kind, Table, layout_of
 from updsl.core.ir import Binding, Reduce, Ref, is_shared, walk
 from updsl.core.plan import AFTER, Plan, Sweep
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 CELLS: dict[str, tuple[str, str, str]] = {"row": ("i", "T.rows", "r"), "column": ("j", "T.cols", "c"), "block": ("i", "T.blocks", "b")}
 """Scopes finer than tensor: index, how many cells, prefix of their arrays."""
-SLOTS, COLUMNS = "SLOTS", "COLUMNS"
-"""Constants of a kind: how many numbers a chunk's parts are, and how many arrays its parts for columns."""
 
 
 class OfKind:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from updsl.back.cpp_expression import TYPES, Expressions
+from updsl.back.cpp_prelude import PRELUDE
 from updsl.back.cpp_reduce import Accumulation, result, statements
 from updsl.back.kernel_kind import dtype_key
 from updsl.back.torch_names import Names
@@ -24,12 +26,17 @@ LANES = 16
 """Sums that go on side by side where entries are added up: one alone would wait for each addition."""
 COMBINED = {"+": "{0} += {1};", "max": "{0} = {1} > {0} ? {1} : {0};", "min": "{0} = {1} < {0} ? {1} : {0};"}
 """How two lanes combine, by the sign of a slot."""
-RESERVED = frozenset(
-    "T K M G i j n r l b at x y d c m bad entry whole rest real wide load store to_odd bits half bfloat double float bool long short int char void new this "
-    "auto do goto register signed unsigned struct switch case default template typename union using virtual volatile const constexpr enum extern static inline "
-    "operator private public protected friend delete throw try catch typedef sizeof namespace mutable export explicit asm alignas alignof decltype noexcept "
-    "nullptr xor compl concept requires main std".split()
+SLOTS, COLUMNS = "SLOTS", "COLUMNS"
+"""Constants of a kind: how many numbers a chunk's parts are, and how many arrays its parts for columns."""
+WORDS = (
+    "T K M G i j n r l b at x y d c m bad entry whole rest real wide float double bool long short int char void new this auto do goto register signed unsigned "
+    "switch case default template typename typedef struct union using virtual volatile const constexpr enum extern static inline operator private public "
+    "protected friend delete throw try catch sizeof namespace mutable export explicit asm alignas alignof decltype noexcept nullptr xor compl concept requires "
+    "main std NAN INFINITY HUGE_VAL HUGE_VALF HUGE_VALL NULL"
 )
+DEFINED = re.findall(r"(?:struct|typedef \S+|inline \S+|constexpr double) (\w+)", PRELUDE)
+RESERVED = frozenset([*WORDS.split(), *DEFINED, *(f"{name}{n}" for name in (SLOTS, COLUMNS) for n in range(100))])
+"""Names of generated texts that no value may have."""
 
 
 def indented(lines: Iterable[str], depth: int = 1) -> Iterator[str]:
@@ -330,7 +337,7 @@ class Sweeping:
                 yield statements(a.kind.settle, slots, n=self.kind.entries("K"))
             _, at = self.kind.parts_of[a.readers[0][0]]
             for i, s in enumerate(slots):
-                yield f"T.parts[K.number * SLOTS{self.kind.n} + {at + i}] = {s};"
+                yield f"T.parts[K.number * {SLOTS}{self.kind.n} + {at + i}] = {s};"
             return
         if a.kind.settle:
             yield statements(a.kind.settle, slots, n="wide(n)")
@@ -352,7 +359,7 @@ class Sweeping:
         slots = self.slots[id(a)]
         _, at = self.kind.parts_of[a.readers[0][0]]
         for k, s in enumerate(slots):
-            yield f"wide* {s} = T.columns + (K.number * COLUMNS{self.kind.n} + {at + k}) * T.cols;"
+            yield f"wide* {s} = T.columns + (K.number * {COLUMNS}{self.kind.n} + {at + k}) * T.cols;"
         yield f"for (i64 j = 0; j < T.cols; ++j) {{ {' '.join(f'{s}[j] = {start};' for s, start in zip(slots, a.kind.start, strict=True))} }}"
         if a.kind.shifted:
             yield "for (i64 j = 0; j < T.cols; ++j) {"
