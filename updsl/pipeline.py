@@ -59,6 +59,14 @@ class Engine:
         """Whether the Program of this tensor reads or writes w."""
         return self._weights[self.elaborated.class_of[tensor]]
 
+    def returns(self, tensor: str) -> bool:
+        """Whether the Program of this tensor says what becomes of its gradient."""
+        return self._returns[self.elaborated.class_of[tensor]]
+
+    @cached_property
+    def _returns(self) -> tuple[bool, ...]:
+        return tuple(p.weight is None or p.returns for p in self.elaborated.programs)
+
     @cached_property
     def _weights(self) -> tuple[bool, ...]:
         return tuple(p.weight is not None or any(n.kind == "builtin" and n.name == "w" for n in reads(p)) for p in self.elaborated.programs)

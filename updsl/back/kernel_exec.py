@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +23,8 @@ from updsl.back.kernel_tables import (
     addresses,
     counted,
     dense,
-    dtype_name,
     dtypes_of,
-    key_of,
+    keys_of,
     owned,
     point_in_place,
     point_to_gradients,
@@ -213,7 +213,7 @@ class KernelBackend(ABC):
     def takes(self, frame: Frame) -> bool:
         """Whether the tensors are memory of one device, of a kind that the kernels run on."""
         xs = (*frame.g.values(), *frame.w.values())
-        return bool(frame.g) and xs[0].device.type == self.device_type and all(is_plain(x, xs[0].device) for x in xs)
+        return bool(frame.g) and xs[0].device.type == self.device_type and are_plain(xs)
 
     def gives(self, name: str) -> bool:
         """Whether the Program of this tensor says what `out` is."""
@@ -229,26 +229,35 @@ class KernelBackend(ABC):
 
     def new_tables(self, state: RuleState, frame: Frame) -> Tables:
         """For these tensors, of these types, in these groups, with the blocks that run on this step."""
-        kinds: dict[tuple, list[str]] = {}
-        for name in frame.g:
-            kinds.setdefault(self.signature(name, state, frame), []).append(name)
-        programs = {c: self.programs[c] for c in sorted({self.class_of[name] for name in frame.g})}
+        kinds = self.signatures(state, frame)
+        programs = {c: self.programs[c] for c in sorted({owner for owner, _ in kinds})}
         with self._lock:
             kernel = self.kernel(programs, self.running(state, frame), tuple(kinds))
         return self.laid_out(kernel, tuple(map(tuple, kinds.values())), frame.group_of, list(frame.g))
 
-    def signature(self, name: str, state: RuleState, frame: Frame) -> tuple:
-        """The class of a tensor, and the types of its arrays."""
-        owner = self.class_of[name]
-        dtypes = [("g", "", dtype_name(frame.g[name]))]
-        if name in frame.w:
-            dtypes.append(("w", "", dtype_name(frame.w[name])))
+    def signatures(self, state: RuleState, frame: Frame) -> dict[tuple, list[str]]:
+        """The class of a tensor, and the types of its arrays → the tensors that are so."""
+        names: dict[int, list[str]] = {}
+        for name in frame.g:
+            names.setdefault(self.class_of[name], []).append(name)
+        arrays = {owner: dict(self.arrays(owner, own, state, frame)) for owner, own in names.items()}
+        types = {owner: zip(*(map(dtype_of, xs) for xs in own.values()), strict=True) for owner, own in arrays.items()}
+        kinds: dict[tuple, list[str]] = {}
+        for name in frame.g:
+            owner = self.class_of[name]
+            kinds.setdefault((owner, next(types[owner])), []).append(name)
+        return {(owner, named_types(arrays[owner], dtypes)): own for (owner, dtypes), own in kinds.items()}
+
+    def arrays(self, owner: int, names: Sequence[str], state: RuleState, frame: Frame) -> Iterator[tuple[tuple[str, str], list[Tensor | None]]]:
+        """What a kernel reads and writes entry by entry, and what it is for each of these tensors of a class."""
+        yield ("g", ""), [frame.g[n] for n in names]
+        yield ("w", ""), [frame.w.get(n) for n in names]
         for s in self.programs[owner].states:
-            dtypes.append(("state", s.name, dtype_name(state.values[s.name][key_of(s, name, frame.group_of)])))
+            cells = state.values[s.name]
+            yield ("state", s.name), [cells[key] for key in keys_of(s, names, frame.group_of)]
         for i in self.programs[owner].inputs:
             if i.type.scope == ELEMENT:
-                dtypes.append(("input", i.name, dtype_name(frame.inputs[i.name][name])))
-        return owner, tuple(dtypes)
+                yield ("input", i.name), [frame.inputs[i.name][n] for n in names]
 
     def summary(self, dtypes: Mapping[str, tuple[str, str]], group_of: Mapping[str, int]) -> Summary:
         """The plan of the first step for tensors of these types (of the gradient, and of the weight)."""
@@ -352,6 +361,16 @@ def watch_dtype(tables: Tables) -> str:
     return "float64" if any(kind.kind.real == "double" for kind in tables.kernel.code.kinds) else "float32"
 
 
-def is_plain(x: Tensor, device: torch.device) -> bool:
-    """Memory of this device that a kernel can read."""
-    return type(x) in (Tensor, torch.nn.Parameter) and x.device == device and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+def are_plain(xs: Sequence[Tensor]) -> bool:
+    """Whether they are memory of one device that a kernel can read."""
+    ordinary = set(map(type, xs)) <= {Tensor, torch.nn.Parameter} and len(set(map(attrgetter("device"), xs))) == 1
+    return ordinary and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, xs))
+
+
+def dtype_of(x: Tensor | None) -> torch.dtype | None:
+    return None if x is None else x.dtype
+
+
+def named_types(arrays: Iterable[tuple[str, str]], dtypes: Sequence[torch.dtype | None]) -> tuple[tuple[str, str, str], ...]:
+    """The types of these arrays, without those that a tensor has not."""
+    return tuple((*array, str(dtype).removeprefix("torch.")) for array, dtype in zip(arrays, dtypes, strict=True) if dtype is not None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from updsl.back.kernel_tables import key_of
+from updsl.back.kernel_tables import DTYPE, keys_of
 from updsl.back.torch_layout import Call, compute_dtype, sizes_of
 from updsl.back.torch_runtime import rounded
 from updsl.core import frame
@@ -35,10 +35,11 @@ def missing(programs: Sequence[Program], class_of: Mapping[str, int], state: Rul
         owners.setdefault(class_of[name], []).append(name)
     for c, names in owners.items():
         for s in programs[c].states:
-            have = state.values.get(s.name, {})
-            lacking = [(n, key) for n in names if (key := key_of(s, n, frame.group_of)) not in have] if s.init is not None else []
-            if lacking:
-                yield s, lacking
+            if s.init is not None:
+                have = state.values.get(s.name, {})
+                lacking = [(n, key) for n, key in zip(names, keys_of(s, names, frame.group_of), strict=True) if key not in have]
+                if lacking:
+                    yield s, lacking
 
 
 def with_literals(
@@ -49,9 +50,7 @@ def with_literals(
     if None in literals.values() or any(isinstance(d, str) and "." in d for s, _ in lacking for d in (s.type.rows, s.type.cols)):
         return None
     values = {name: dict(cells) for name, cells in state.values.items()}
-    widest: Any = None
-    for g in frame.g.values():
-        widest = compute_dtype(g.dtype) if widest is None else torch.promote_types(widest, compute_dtype(g.dtype))
+    widest = functools.reduce(torch.promote_types, map(compute_dtype, set(map(DTYPE, frame.g.values()))))
     device = next(iter(frame.g.values())).device
     for s, keys in lacking:
         cells = values.setdefault(s.name, {})

@@ -85,7 +85,7 @@ def stored_states(kernel: Kernel, names: tuple[tuple[str, ...], ...], group_of: 
         stored = [s.stream.name for sweep in kernel.plan.sweeps_of(owner) for s in sweep.stores if s.stream.role == "state"]
         stored += [r.name for r in kernel.plan.leaving.get(owner, ()) if r.role == "state"]
         stored += [r.name for (_, classes), roots in kernel.plan.joint.items() if owner in classes for r in roots if r.role == "state"]
-        found |= {(name, key_of(states[name], n, group_of)) for name in stored for n in own}
+        found |= {(name, key) for name in stored for key in keys_of(states[name], own, group_of)}
     return frozenset(found)
 
 
@@ -122,7 +122,7 @@ def point_to_states(tables: Tables, state: RuleState, after: RuleState, frame: F
         for field_, (_, (what, of)) in kind.table.fields.items():
             if what in ("old state", "state", "new state", "new"):
                 cells = (after if what.startswith("new") else state).values[of]
-                table[field_] = [cells[key_of(states[of], n, frame.group_of)].data_ptr() for n in names]
+                table[field_] = [cells[key].data_ptr() for key in keys_of(states[of], names, frame.group_of)]
     for own, into, keys in ((tables.kernel.code.group, tables.group, tables.groups), (tables.kernel.code.model, tables.model, ("",))):
         for field_, (_, (what, of)) in own.fields.items():
             if what in ("state", "new"):
@@ -195,6 +195,11 @@ def key_of(s: State, name: str, group_of: Mapping[str, int]) -> Key:
     if not is_shared(s.type):
         return name
     return group_of[name] if s.type.scope == GROUP else ""
+
+
+def keys_of(s: State, names: Sequence[str], group_of: Mapping[str, int]) -> Sequence[Key]:
+    """`key_of` for each of the tensors."""
+    return [key_of(s, n, group_of) for n in names] if is_shared(s.type) else names
 
 
 def attribute(name: str, shape: tuple[int, ...]) -> float:

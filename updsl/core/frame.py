@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 from typing import Any, TypeAlias
 
 Array: TypeAlias = Any
@@ -22,19 +24,14 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def grid(self) -> tuple[int, int]:
         """The matrix view: rows, cols."""
-        if not self.shape:
-            return 1, 1
-        cols = 1
-        for d in self.shape[1:]:
-            cols *= d
-        return self.shape[0], cols
+        return (self.shape[0], prod(self.shape[1:])) if self.shape else (1, 1)
 
     @property
     def numel(self) -> int:
-        return self.grid[0] * self.grid[1]
+        return prod(self.shape)
 
 
 class Counts(Mapping[str, int]):

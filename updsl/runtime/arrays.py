@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.runtime.bind import Layout, known
 
 TORCH_TYPES = ("torch.float64", "torch.float32", "torch.bfloat16", "torch.float16")
+SORT = attrgetter("dtype", "layout", "is_meta")
+"""Of a tensor: what decides whether rules run on it."""
 
 
 def is_tensor(x: Any) -> bool:
@@ -26,8 +29,7 @@ def dtype_name(x: Any) -> str:
 def supported(x: Any, what: str) -> None:
     """Raises UpdslError for an array that rules do not run on: integer, boolean, complex, sparse, quantized, or of 8 bits."""
     if is_tensor(x):
-        dtype = None if str(x.dtype) in TORCH_TYPES else dtype_name(x)
-        kind = "sparse" if str(x.layout) != "torch.strided" else "on the meta device" if x.is_meta else dtype
+        kind = _unsupported(*SORT(x))
     elif isinstance(x, (np.ndarray, np.generic)):
         kind = None if x.dtype.kind == "f" else str(x.dtype)
     else:
@@ -36,6 +38,25 @@ def supported(x: Any, what: str) -> None:
         raise UpdslError(
             Diagnostic("tensor-type", f"{what} is {kind}; rules run on float64, float32, bfloat16 and float16, dense", help="convert it first, or leave it out")
         )
+
+
+def _unsupported(dtype: Any, layout: Any, is_meta: bool) -> str | None:
+    """What a tensor is that rules do not run on; None if they do."""
+    if str(layout) != "torch.strided":
+        return "sparse"
+    return "on the meta device" if is_meta else None if str(dtype) in TORCH_TYPES else str(dtype).removeprefix("torch.")
+
+
+def all_supported(xs: Mapping[str, Any], what: str) -> None:
+    """`supported` for each of them; what: they are called so, followed by their names."""
+    if are_tensors(xs.values()) and not any(_unsupported(*sort) for sort in set(map(SORT, xs.values()))):
+        return
+    for name, x in xs.items():
+        supported(x, f"{what}`{name}`")
+
+
+def are_tensors(xs: Iterable[Any]) -> bool:
+    return all(hasattr(cls, "layout") and hasattr(cls, "detach") for cls in set(map(type, xs)))
 
 
 def is_real(x: Any) -> bool:
@@ -71,14 +92,15 @@ def to_torch(x: Any) -> Any:
 
 def gradients(grads: Mapping[str, Any] | None, here: Layout) -> dict[str, Any]:
     """The gradients of tensors with entries, checked: those of None are left out. Raises UpdslError on an unknown name, type or shape."""
-    names = [*here.shapes, *here.empty]
-    for name in grads or ():
-        if name not in here.shapes and name not in here.empty:
-            known(name, names, "a gradient is given for")
-    found = {name: grads[name] for name in here.shapes if grads and grads.get(name) is not None}
+    grads = grads or {}
+    if not grads.keys() <= here.shapes.keys():
+        for name in grads:
+            if name not in here.shapes and name not in here.empty:
+                known(name, [*here.shapes, *here.empty], "a gradient is given for")
+    found = {name: grads[name] for name in here.shapes if grads.get(name) is not None}
+    all_supported(found, "the gradient of ")
     for name, g in found.items():
-        supported(g, f"the gradient of `{name}`")
-        if tuple(np.shape(g)) != here.shapes[name]:
+        if np.shape(g) != here.shapes[name]:
             raise UpdslError(Diagnostic("tensor-shape", f"the gradient of `{name}` has shape {tuple(np.shape(g))}, and the tensor {here.shapes[name]}"))
     return found
 
@@ -100,6 +122,6 @@ def reshaped(name: str, w: Any, before: tuple[int, ...]) -> UpdslError:
 def weights(params: Mapping[str, Any], present: Mapping[str, Any], here: Layout) -> dict[str, Any]:
     """The weights of the tensors that take part, checked like gradients."""
     for name, w in params.items():
-        if name in here.shapes and tuple(np.shape(w)) != here.shapes[name]:
+        if name in here.shapes and np.shape(w) != here.shapes[name]:
             raise reshaped(name, w, here.shapes[name])
     return {name: params[name] for name in present if name in params}

@@ -53,7 +53,7 @@ class Layout:
 
 def layout(shapes: Mapping[str, Sequence[int]], group_of: Mapping[str, int], groups: Sequence[Group]) -> Layout:
     """Of tensors with these shapes, in order, in these groups."""
-    tensors = tuple(Tensor(name, tuple(int(n) for n in shape)) for name, shape in shapes.items())
+    tensors = tuple(Tensor(name, tuple(map(int, shape))) for name, shape in shapes.items())
     empty = frozenset(t.name for t in tensors if t.numel == 0)
     return Layout(tuple(t for t in tensors if t.numel), empty, dict(group_of), tuple(groups))
 
@@ -136,7 +136,7 @@ def frame(
     params, lrs = numbers(here, values, lr)
     g = {t.name: g[t.name] for t in here.tensors if t.name in g}
     w = {name: w[name] for name in g if name in w}
-    lacking = next((name for name in g if name not in w and engine.reads_weights(name)), None)
+    lacking = next((name for name in g if name not in w and engine.reads_weights(name)), None) if len(w) < len(g) else None
     if lacking is not None:
         raise UpdslError(Diagnostic("missing-weights", f"`{module.name}` reads w, and the weight of `{lacking}` is not given", help="pass `params=`"))
     return Frame(g, w, dict(here.group_of), lrs, params, {k: dict(v) for k, v in inputs.items()}, batch, seed, consumed)

@@ -6,7 +6,6 @@ import _signal  # type: ignore[missing-import]  # what `signal` is made of, with
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ WORK = 10_000
 def writable(tensors: Mapping[str, torch.Tensor], what: str, read: Mapping[str, torch.Tensor] | None = None, read_what: str = "") -> None:
     """Raises UpdslError for a tensor that cannot be written in place: entries that share memory, with each other, with another tensor's or with what is read,
     and inference tensors outside inference mode."""
-    for name, x in tensors.items():
-        if x.is_inference() and not torch.is_inference_mode_enabled():
+    if not torch.is_inference_mode_enabled():
+        for name in (name for name, x in tensors.items() if x.is_inference()):
             raise _refused(f"{what} of `{name}` was made in inference mode, and cannot be written outside of it", "step in inference mode too")
     apart(tensors, what, read, read_what)
 
@@ -53,9 +52,11 @@ def overlapping(written: Sequence[torch.Tensor], read: Sequence[torch.Tensor] = 
     """Two tensors that share an entry, one of them written, with their places among all, in order; None if there are none. Where the ranges of addresses do
     not meet, as is usual, it costs a sort."""
     tensors = [*written, *read]
-    ranges = sorted((begin, begin + n, i) for i, (begin, n) in enumerate(zip(map(torch.Tensor.data_ptr, tensors), map(reach, tensors), strict=True)) if n)
-    if all(a[1] <= b[0] for a, b in pairwise(ranges)):
+    begins, sizes = (np.array(list(map(of, tensors)), np.int64) for of in (torch.Tensor.data_ptr, reach))
+    places = np.flatnonzero(sizes)
+    if are_apart(begins[places], sizes[places]):
         return None
+    ranges = sorted((int(begins[i]), int(begins[i] + sizes[i]), int(i)) for i in places)
     open_: list[tuple[int, int]] = []
     for begin, end, i in ranges:
         open_ = [(stop, j) for stop, j in open_ if stop > begin]
@@ -65,6 +66,12 @@ def overlapping(written: Sequence[torch.Tensor], read: Sequence[torch.Tensor] = 
                 return (first, tensors[first]), (last, tensors[last])
         open_.append((end, i))
     return None
+
+
+def are_apart(begins: np.ndarray, sizes: np.ndarray) -> bool:
+    """Whether ranges of addresses, none of them empty, do not meet."""
+    order = begins.argsort()
+    return bool(((begins + sizes)[order][:-1] <= begins[order][1:]).all())
 
 
 def reach(x: torch.Tensor) -> int:

@@ -64,8 +64,7 @@ class Compiled:
         watches: bool,
         flat: Flat | None = None,
     ):
-        for name, p in params.items():
-            arrays.supported(p, f"`{name}`")
+        arrays.all_supported(params, "")
         self.rule, self.params, self.lr = rule, dict(params), rate(lr)
         self.values = dict(rule.params)
         if rule.writes_weights:
@@ -158,7 +157,7 @@ class Compiled:
 
     def _written(self, engine: Engine, now: Frame, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The gradients that a step writes. Raises UpdslError if one of them, or a weight, cannot be written."""
-        written = {name: x for name, x in given.items() if name in now.g and self._returns(engine, name)}
+        written = {name: x for name, x in given.items() if name in now.g and engine.returns(name)}
         writable(written, "the gradient", {name: now.w[name] for name in now.g if engine.reads_weights(name)}, "the weight")
         if self.rule.writes_weights:
             writable(now.w, "the memory", {name: x for name, x in now.g.items() if name not in written}, "the gradient")
@@ -196,12 +195,8 @@ class Compiled:
 
     def _writes_all(self, engine: Engine, now: Frame, given: Mapping[str, torch.Tensor]) -> bool:
         """Whether what a step in place writes is what was handed over."""
-        return all(name in given and now.g[name].data_ptr() == given[name].data_ptr() for name in now.g if self._returns(engine, name))
-
-    @staticmethod
-    def _returns(engine: Engine, name: str) -> bool:
-        program = engine.elaborated.programs[engine.elaborated.class_of[name]]
-        return program.weight is None or program.returns
+        elsewhere = [name for name, g in now.g.items() if given.get(name) is not g]
+        return all(name in given and now.g[name].data_ptr() == given[name].data_ptr() for name in elsewhere if engine.returns(name))
 
     def _commit(self, result: Result, grads: Mapping[str, torch.Tensor], params: Mapping[str, torch.Tensor]) -> None:
         weights = result.weights or {}

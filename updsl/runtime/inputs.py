@@ -65,9 +65,10 @@ def known_input(module: Module, name: str) -> None:
 def _read(engine: Engine, present: list[str]) -> dict[Input, list[str]]:
     """Input → the tensors that take part and whose Programs read it."""
     readers: dict[Input, list[str]] = {}
-    for name in present:
-        for item in engine.elaborated.programs[engine.elaborated.class_of[name]].inputs:
-            readers.setdefault(item, []).append(name)
+    if any(p.inputs for p in engine.elaborated.programs):
+        for name in present:
+            for item in engine.elaborated.programs[engine.elaborated.class_of[name]].inputs:
+                readers.setdefault(item, []).append(name)
     return readers
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from updsl.core.frame import Places
+from updsl.runtime.commit import are_apart
 
 Form = tuple[list[torch.dtype], list[torch.Size], list[torch.device]]
 
@@ -58,6 +59,4 @@ class Known:
 
     def are_apart(self, now: list[int]) -> bool:
         """Whether gradients at these addresses share no memory with each other or the weights."""
-        begins = np.array([*now, *self.weights])
-        order = begins.argsort()
-        return bool(((begins + self.sizes)[order][:-1] <= begins[order][1:]).all())
+        return are_apart(np.array([*now, *self.weights]), self.sizes)
