@@ -212,6 +212,24 @@ def test_groups_that_have_no_tensor_of_an_arm() -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
+OF_CELLS = {
+    "columns": ("c = norm(g) per column", "s = std(c) per group", "return g*s + c"),
+    "rows": ("c = mean(g) per row", "s = max(c) per group", "return g*c - s"),
+    "blocks": ("c = norm(g) per block(4)", "s = mean(c) per group", "return g*s"),
+    "conditions": ("c = any(g > 1) per row", "s = count(c) per group", "return g*s"),
+    "two kinds of cells": ("c = norm(g) per column", "s = std(c) per group", "m = (max(norm(g) per row) per group) + (mean(s) per all)", "return g*s + m"),
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("what", OF_CELLS)
+def test_values_of_cells_given_to_groups(what: str) -> None:
+    groups = [{"params": ["a"]}, {"params": ["b", "c"]}]
+    found = [test_cpp.stepped(test_cpp.block(*OF_CELLS[what]), backend, groups=groups) for backend in ("triton", "interpret")]
+    for mine, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bits_are_rounded_once(dtype: torch.dtype) -> None:

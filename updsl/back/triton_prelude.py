@@ -92,7 +92,8 @@ def larger(x, y):
 
 @triton.jit
 def sign(x):
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x)).to(x.dtype)
+    """0, and not -0, of both zeros."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x + 0.0)).to(x.dtype)
 
 
 @triton.jit
@@ -114,7 +115,7 @@ def tanh(x):
     far = (1 - e) / (1 + e)
     near = tl.abs(wide) * (1 - wide * wide * (1 / 3 - wide * wide * (2 / 15)))
     y = tl.where(tl.abs(wide) < 0.003, near, far)
-    return tl.where(wide < 0, -y, y).to(x.dtype)
+    return tl.where(wide < 0, -y, tl.where(wide == 0, wide, y)).to(x.dtype)
 
 
 @triton.jit
@@ -123,7 +124,8 @@ def nearest(x):
     low = tl.floor(x)
     rest = x - low
     odd = low - 2 * tl.floor(low * 0.5)
-    return tl.where((rest > 0.5) | ((rest == 0.5) & (odd == 1)), low + 1, low)
+    y = tl.where((rest > 0.5) | ((rest == 0.5) & (odd == 1)), low + 1, low)
+    return tl.where(x < 0, -tl.abs(y), y)
 
 
 @triton.jit
@@ -140,7 +142,7 @@ def power(x, y):
     odd = whole & (tl.floor(b * 0.5) * 2 != b)
     size = tl.exp2(b * tl.log2(tl.abs(a)))
     size = tl.where((b == 0) | (tl.abs(a) == 1), 1.0, size)
-    signed = tl.where((a < 0) & odd, -size, size)
+    signed = tl.where((a.to(tl.int64, bitcast=True) < 0) & odd, -size, size)
     signed = tl.where((a < 0) & (whole == 0) & (tl.abs(a) < float("inf")), float("nan"), signed)
     return tl.where((a != a) | (b != b), a + b, signed).to(x.dtype)
 
