@@ -255,6 +255,13 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert one_step("if g > 0 then 1 else 0", g).tolist() == [[1, 0], [1, 1]]
 
 
+def test_a_number_beyond_float32_is_shown_as_infinite_without_a_word() -> None:
+    y = updsl.compile(updsl.parse(block("watch size = norm(g)", "return g*2")), {"x": torch.zeros(64)}, backend="cpp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert y.step({"x": torch.full((64,), 1e38)})["size"]["x"].item() == float("inf")
+
+
 def test_threads_with_optimizers_of_their_own() -> None:
     rule = updsl.parse(J3)
 

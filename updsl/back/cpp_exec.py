@@ -166,8 +166,9 @@ class CppBackend(KernelBackend):
 
         watches = self.shown(tables, numbers).watches
         tables.kernel.step(*tables.pointers)
-        for into, table, field in copies:
-            into[:] = table[field]
+        with np.errstate(over="ignore"):
+            for into, table, field in copies:
+                into[:] = table[field]
         del held
         return watches
 
