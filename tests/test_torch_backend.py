@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from edges import EDGES, EDGES32, every_op, triples
 from handmade import GRID, INF, NAN, G, Rule, W, apply, every, expr, given, kind, old, program, reduce, spread, value
 from test_torch_handmade import Both, agree, results, to_torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -17,13 +18,9 @@ from updsl.back.torch_exec import TorchBackend
 from updsl.back.torch_names import Names, to_identifier
 from updsl.core.frame import Frame, RuleState, Tensor
 from updsl.core.ir import Apply, Binding, Input, Reduce, Ref, State, Type, Yield
-from updsl.core.ops import OPS
 from updsl.core.scope import ALL, COLUMN, GROUP, TENSOR, block
 from updsl.core.source import Source, Span
 
-EDGES = [NAN, INF, -INF, 0.0, -0.0, 5e-324, -5e-324, 2.3e-308, 1e-160, -1e160, 1.7e308, -1.7e308, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3.0, -7.25, 0.1, 1e17]
-EDGES32 = [x for x in EDGES if not 1e38 < abs(x) < INF and not 0 < abs(x) < 1e-37] + [1e-45, -1e-45, 1.2e-38, 3e38, -3e38, 1e-20, 1e19]
-ELEMENTWISE = [op for op in OPS.values() if op.kind == "elementwise"]
 H = given("h", GRID)
 PARAMS = {"beta": 0.9, "eps": 1e-8}
 BETA, EPS = (Ref(n, "param", Type(ALL)) for n in PARAMS)
@@ -67,42 +64,20 @@ def adam():
 # --- edge values -----------------------------------------------------------------------------------------------------
 
 
-def every_op():
-    """Each elementwise op on (g, h, k), one state each, so that all results are seen."""
-    states, commits, body = [], [], []
-    for op in ELEMENTWISE:
-        operands = [G, H, given("k", GRID)]
-        if op.conditions:
-            operands = [apply("gt", x, 0) for x in operands]
-        if op.name == "select":
-            operands = [apply("gt", G, H), H, G]
-        e = apply(op.name, *operands[: len(op.args)], type_=replace(GRID, boolean=op.boolean))
-        body.append((op.name, e))
-        states.append(State(f"s {op.name}", expr(0), GRID))
-        commits.append((f"s {op.name}", apply("spread", value(op.name, e.type))))
-    return program(body, states=states, commits=commits, inputs=[Input("h", "stream", GRID), Input("k", "stream", GRID)])
-
-
-def pairs(edges):
-    x = np.array(edges)
-    a, b = (y.ravel() for y in np.meshgrid(x, x, indexing="ij"))
-    return a, b, np.roll(a, 7)
-
-
 def test_every_elementwise_op_on_edge_values_in_float64():
-    a, b, c = pairs(EDGES)
-    rule = Both(every_op(), shapes={"v": a.shape})
-    rule.step({"v": a}, h={"v": b}, k={"v": c})
+    x, y, z = triples(EDGES)
+    rule = Both(every_op(), shapes={"v": x.shape})
+    rule.step({"v": x}, x={"v": x}, y={"v": y}, z={"v": z})
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(900)])], ids=["eager", "compiled"])
 def test_every_elementwise_op_on_edge_values_in_float32(compiled):
     """Each entry is the float64 result to float32's precision; what is beyond its range is inf, or 0 to a few of its smallest numbers."""
-    a, b, c = (x.astype(np.float32) for x in pairs(EDGES32))
-    p = every_op()
-    expected = Rule(p, shapes={"v": a.shape}).step({"v": a.astype(float)}, h={"v": b.astype(float)}, k={"v": c.astype(float)}).state.values
-    streams = [{"v": torch.from_numpy(x)} for x in (a, b, c)]
-    found = backend(p, shapes={"v": a.shape}, compiled=compiled).step(RuleState(), frame(streams[0], h=streams[1], k=streams[2])).state.values
+    inputs = dict(zip("xyz", (a.astype(np.float32) for a in triples(EDGES32)), strict=True))
+    p, shapes = every_op(), {"v": inputs["x"].shape}
+    expected = Rule(p, shapes=shapes).step({"v": inputs["x"].astype(float)}, **{n: {"v": a.astype(float)} for n, a in inputs.items()}).state.values
+    streams = {n: {"v": torch.from_numpy(a)} for n, a in inputs.items()}
+    found = backend(p, shapes=shapes, compiled=compiled).step(RuleState(), frame(streams["x"], **streams)).state.values
     with np.errstate(over="ignore"):
         for name, cells in expected.items():
             want, have = cells["v"].astype(np.float32), found[name]["v"].numpy()
