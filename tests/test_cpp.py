@@ -19,6 +19,7 @@ from strategies import Case, cases
 from test_plan import J1, J2, J3, rule_of
 
 import updsl
+from updsl import pipeline
 from updsl.back import cpp_build
 from updsl.core.frame import Tensor
 
@@ -188,8 +189,15 @@ def test_a_step_that_changes_nothing_writes_nothing() -> None:
 def test_the_plan_is_told() -> None:
     y = updsl.compile(updsl.parse(J1), {"x": torch.zeros(64, 32), "y": torch.zeros(8, 8)}, backend="cpp")
     assert (y.plan.sweeps, y.plan.bytes_per_parameter, y.plan.launches, y.plan.state_bytes_per_parameter) == (2, 20, 1, 4)
-    assert "20 bytes a parameter" in str(y.plan)
     assert y.plan.workspace_bytes > 0
+    *passes, state = str(y.plan).splitlines()
+    assert passes == [
+        "2112 parameters:",
+        "  sweep 1: reads g (4 B); adds up norm.n, (mean), (std)",
+        "  sweep 2: reads ema.m (4 B), g (4 B); stores ema.m (4 B), out (4 B)",
+        "2 sweeps, 20 bytes a parameter, 1 launches, 0 collectives",
+    ]
+    assert state == f"state: 4 bytes a parameter; workspace: {y.plan.workspace_bytes} bytes"
 
 
 def test_gradients_that_are_not_dense_rows_are_written_too() -> None:
@@ -420,9 +428,16 @@ def test_without_a_compiler_torch_runs_the_rule(monkeypatch: pytest.MonkeyPatch)
         raise cpp_build.NoCompiler("no C++ compiler found: install g++")
 
     monkeypatch.setattr(cpp_build, "ready", missing)
-    with pytest.warns(UserWarning, match="install g\\+\\+"):
-        y = updsl.compile(updsl.parse("g * 3"), {"x": torch.zeros(2)}, backend="cpp")
-    assert y.backend == "torch"
+    monkeypatch.setenv("UPDSL_BACKEND", "auto")
+    pipeline.warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for name in ("auto", "cpp"):
+            y = updsl.compile(updsl.parse("g * 3"), {"x": torch.zeros(2)}, backend=name)
+            y.step({"x": torch.ones(2)})
+            assert y.backend == "torch"
+    (only,) = said
+    assert "install g++" in str(only.message)
 
 
 # --- the text --------------------------------------------------------------------------------------------------------

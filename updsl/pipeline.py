@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from os import PathLike
 from typing import Any, Protocol, runtime_checkable
 
@@ -172,9 +172,14 @@ def no_compiler() -> str:
     try:
         ready()
     except NoCompiler as e:
-        warnings.warn(f"rules run in torch, and not in C++ kernels: {e}", stacklevel=2)
+        warn_once(f"rules run in torch, and not in C++ kernels: {e}")
         return str(e)
     return ""
+
+
+@cache
+def warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def triton_kernels(programs: Sequence[Program], class_of: Mapping[str, int], tensors: Sequence[Tensor]) -> Any:
