@@ -194,7 +194,7 @@ def test_the_plan_is_told() -> None:
     assert passes == [
         "2112 parameters:",
         "  sweep 1: reads g (4 B); adds up norm.n, (mean), (std)",
-        "  sweep 2: reads ema.m (4 B), g (4 B); stores ema.m (4 B), out (4 B)",
+        "  sweep 2: reads g (4 B), ema.m (4 B); adds up (count); stores ema.m (4 B), out (4 B)",
         "2 sweeps, 20 bytes a parameter, 1 launches, 0 collectives",
     ]
     assert state == f"state: 4 bytes a parameter; workspace: {y.plan.workspace_bytes} bytes"
