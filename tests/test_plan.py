@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from updsl import pipeline
 from updsl.back.cpp_covers import uncovered
 from updsl.back.interpret import Interpreter
 from updsl.core.frame import Frame, RuleState, Tensor
+from updsl.core.ir import Binding, Const, Expr, Ref, children, is_shared, rebuild
 from updsl.core.plan import Plan
 from updsl.core.straight import blocks_due
 from updsl.middle.flat import Programs, flat, tidy
@@ -39,6 +42,26 @@ LONGER = {
     state e = 0
     e ← 0.9*e + 0.1*y
     return e
+""",
+    "ema": """rule long:
+    state m = 0
+    kept = m * 0.9
+    more = 0.1 * g
+    m ← kept + more
+    left = 1 - 0.9^t
+    return (1 / left) * m
+""",
+    "adamw": """rule long:
+    state first = 0, second = 0
+    part = 0.1 * g
+    first ← part + first * 0.9
+    squared = g * g
+    second ← 0.999 * second + squared * 0.001
+    average = first / (1 - 0.9^t)
+    root = sqrt(second / (1 - 0.999^t)) + 1e-8
+    step = average / root
+    decayed = w - lr * 0.01 * w
+    w ← decayed - lr * step
 """,
     J3: """rule long:
     state m = 0, v = 0
@@ -97,6 +120,48 @@ def test_memory_traffic(text: str, sweeps: int, moved: int, idle: int) -> None:
     assert (plan.sweeps, plan.bytes_of(0, lambda _: 4), plan.bytes_of(0, lambda _: 4, idle=True)) == (sweeps, moved, idle)
 
 
+def spelled_out(programs: Programs) -> Programs:
+    """The same step in a longer text: every op has a name of its own."""
+    return {c: replace(p, body=tuple(spelled(b for b in p.body if isinstance(b, Binding)))) for c, p in programs.items()}
+
+
+def spelled(body: Iterable[Binding]) -> Iterator[Binding]:
+    numbers = count()
+
+    def named(e: Expr) -> Iterator[Binding | Expr]:
+        """Bindings, and last what stands for e."""
+        if isinstance(e, Const) or is_shared(e.type):
+            yield e
+            return
+        operands = []
+        for a in children(e):
+            *before, operand = named(a)
+            yield from before
+            operands.append(operand)
+        made = Binding(f"({next(numbers)} long)", rebuild(e, tuple(operands)))
+        yield made
+        yield Ref(made.name, "value", e.type)
+
+    for b in body:
+        if is_shared(b.expr.type):
+            yield b
+            continue
+        *before, whole = named(b.expr)
+        yield from before
+        yield replace(b, expr=whole)
+
+
+def cost(plan: Plan, programs: Programs) -> list[int]:
+    """Sweeps, and the traffic of all classes, of a usual step and of an idle one."""
+    return [plan.sweeps, *(sum(plan.bytes_of(c, lambda _: 4, idle) for c in programs) for idle in (False, True))]
+
+
+@pytest.mark.parametrize("text", [J1, J2, J3, "adamw", "ema", "sinkgd", "adafactor", "lamb", "adagc"])
+def test_a_program_with_a_name_for_everything_costs_the_same(text: str) -> None:
+    programs = flat(programs_of(rule_of(text), (6, 4), (5,)), frozenset())
+    assert cost(to_plan(spelled_out(programs), frozenset()), programs) == cost(to_plan(programs, frozenset()), programs)
+
+
 @pytest.mark.parametrize("text", LONGER)
 def test_a_longer_text_costs_no_more(text: str) -> None:
     short, long = plan_of(text), plan_of(LONGER[text])
@@ -148,6 +213,15 @@ def test_passes_keep_the_meaning_and_change_nothing_twice(step: Callable[[Progra
     for n, x in (before.weights or {}).items():
         assert distance(after.weights[n], x) <= 1e-9
     assert step(changed) == changed
+
+
+@examples(0.08)
+@given(case=cases(steps=1))
+def test_random_programs_with_a_name_for_everything_cost_the_same(case: Case) -> None:
+    found = flat_of(case)
+    if found is not None:
+        programs = found[0]
+        assert cost(to_plan(spelled_out(programs), frozenset()), programs) == cost(to_plan(programs, frozenset()), programs)
 
 
 @examples(0.08)
