@@ -16,6 +16,7 @@ from updsl.core.straight import blocks_due
 from updsl.front.context import Reduction
 from updsl.front.elaborate import Elaborated, elaborate
 from updsl.front.module import Module, Parameter
+from updsl.front.units import of_programs
 from updsl.middle.share import share
 from updsl.middle.sweeps import to_plan
 from updsl.pipeline import CPP, to_engine, with_what_is_read
@@ -48,6 +49,7 @@ def explanation(module: Module, tensors: Sequence[Tensor] = TYPICAL, values: Map
         "writes_weights": module.writes_weights,
         "parameters": [_parameter(p, values[p.name], p.name in elaborated.constants) for p in module.parameters.values()],
         "inputs": dict(module.inputs),
+        "units": list(of_programs(elaborated.programs, values).lines()),
         "backend": {"name": name, "why": why},
         "classes": [_class(elaborated, i, tensors, values) | _traffic(plans, i) for i in range(len(elaborated.programs))],
     }
@@ -133,6 +135,7 @@ def to_text(e: dict) -> str:
     lines = [f"{e['name']}: {kind}", *(f"  {line}".rstrip() for line in e["doc"].split("\n") if e["doc"]), ""]
     lines += _section("parameters", [_parameter_line(p) for p in e["parameters"]])
     lines += _section("inputs", [f"{name} ({kind})" for name, kind in e["inputs"].items()])
+    lines += _section("units", e["units"])
     lines += _section("backend on a CPU", [e["backend"]["name"] + (f": {e['backend']['why']}" if e["backend"]["why"] else "")])
     for c in e["classes"]:
         shapes = [f"{name} {'×'.join(map(str, shape)) or 'number'}" for name, shape in c["tensors"].items()]

@@ -52,9 +52,10 @@ Kind: TypeAlias = Literal["value", "state", "param", "input", "builtin"]
 
 @dataclass(frozen=True, slots=True)
 class Const:
-    """A literal number or boolean."""
+    """A literal number or boolean. of: the literal that a name stands for, where this is a use of the name."""
 
     value: float | bool
+    of: Const | None = field(default=None, compare=False, repr=False, kw_only=True)
     span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
 
     @property

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 else:
     np, numeric, rng = (Late(name) for name in ("numpy", "updsl.core.numeric", "updsl.core.rng"))
 
-Units = Literal["same", "none", "product", "quotient", "power", "equal-none", "special"]
+Units = Literal["same", "any-none", "none-none", "equal-none", "product", "quotient", "left-quotient", "power"]
+"""How the unit of a result follows from those of the operands: "same": all are equal, and the result's; "…-none": the result has none, whatever the operands
+have ("any"), if they have none either ("none"), or if theirs are equal ("equal"); the others combine them: "left-quotient" is the second over the first."""
 
 
 @dataclass(frozen=True)
@@ -86,29 +88,29 @@ _ROWS = [
                  triton="{x} >= {y}"),
     _elementwise("eq", "x y", "x = y", np.equal, "{x} == {y}", text="{x} == {y}", boolean=True, units="equal-none", cpp="{x} == {y}", triton="{x} == {y}"),
     _elementwise("ne", "x y", "x ≠ y", np.not_equal, "{x} != {y}", text="{x} != {y}", boolean=True, units="equal-none", cpp="{x} != {y}", triton="{x} != {y}"),
-    _elementwise("and", "x y", "both", np.logical_and, "{x} & {y}", text="{x} and {y}", boolean=True, conditions=True, units="none", cpp="{x} & {y}",
+    _elementwise("and", "x y", "both", np.logical_and, "{x} & {y}", text="{x} and {y}", boolean=True, conditions=True, units="any-none", cpp="{x} & {y}",
                  triton="{x} & {y}"),
-    _elementwise("or", "x y", "one or both", np.logical_or, "{x} | {y}", text="{x} or {y}", boolean=True, conditions=True, units="none", cpp="{x} | {y}",
+    _elementwise("or", "x y", "one or both", np.logical_or, "{x} | {y}", text="{x} or {y}", boolean=True, conditions=True, units="any-none", cpp="{x} | {y}",
                  triton="{x} | {y}"),
-    _elementwise("not", "x", "not x", np.logical_not, "~{x}", text="not {x}", boolean=True, conditions=True, units="none", cpp="!{x}", triton="{x} == 0"),
-    _elementwise("isfinite", "x", "neither NaN nor infinite", np.isfinite, "torch.isfinite({x})", boolean=True, units="special", cpp="is_finite({x})",
+    _elementwise("not", "x", "not x", np.logical_not, "~{x}", text="not {x}", boolean=True, conditions=True, units="any-none", cpp="!{x}", triton="{x} == 0"),
+    _elementwise("isfinite", "x", "neither NaN nor infinite", np.isfinite, "torch.isfinite({x})", boolean=True, units="any-none", cpp="is_finite({x})",
                  triton="is_finite({x})"),
     _elementwise("select", "c x y", "x where c holds, else y; what is not selected does not leak", np.where, "torch.where({c}, {x}, {y})",
                  text="if {c} then {x} else {y}", cpp="{c} ? {x} : {y}", triton="tl.where({c}, {x}, {y})"),
     # --- functions ---
     _elementwise("abs", "x", "magnitude", np.abs, "torch.abs({x})", cpp="std::abs({x})", triton="tl.abs({x})"),
-    _elementwise("sign", "x", "-1, 0 or 1; NaN at NaN", np.sign, "torch.where(torch.isnan({x}), {x}, torch.sign({x}))", units="none", cpp="sign({x})",
+    _elementwise("sign", "x", "-1, 0 or 1; NaN at NaN", np.sign, "torch.where(torch.isnan({x}), {x}, torch.sign({x}))", units="any-none", cpp="sign({x})",
                  triton="sign({x})"),
     _elementwise("sqrt", "x", "square root; NaN below 0", numeric.sqrt, "torch.sqrt({x})", units="power", cpp="std::sqrt({x})", triton="root({x})"),
-    _elementwise("exp", "x", "exponential", numeric.exp, "torch.exp({x})", units="none", cpp="std::exp({x})", triton="tl.exp({x})"),
-    _elementwise("log", "x", "natural logarithm; NaN below 0", numeric.log, "torch.log({x})", units="none", cpp="std::log({x})", triton="tl.log({x})"),
-    _elementwise("tanh", "x", "hyperbolic tangent; odd, between -1 and 1", np.tanh, "torch.tanh({x})", units="none", cpp="std::tanh({x})", triton="tanh({x})"),
-    _elementwise("sigmoid", "x", "1 / (1 + exp(-x))", numeric.sigmoid, "torch.sigmoid({x})", units="none", cpp="1 / (1 + std::exp(-{x}))",
+    _elementwise("exp", "x", "exponential", numeric.exp, "torch.exp({x})", units="none-none", cpp="std::exp({x})", triton="tl.exp({x})"),
+    _elementwise("log", "x", "natural logarithm; NaN below 0", numeric.log, "torch.log({x})", units="none-none", cpp="std::log({x})", triton="tl.log({x})"),
+    _elementwise("tanh", "x", "hyperbolic tangent; odd, between -1 and 1", np.tanh, "torch.tanh({x})", units="none-none", cpp="std::tanh({x})", triton="tanh({x})"),
+    _elementwise("sigmoid", "x", "1 / (1 + exp(-x))", numeric.sigmoid, "torch.sigmoid({x})", units="none-none", cpp="1 / (1 + std::exp(-{x}))",
                  triton="sigmoid({x})"),
-    _elementwise("sin", "x", "sine", numeric.sin, "torch.sin({x})", units="none", cpp="std::sin({x})", triton="tl.sin({x})"),
-    _elementwise("cos", "x", "cosine", numeric.cos, "torch.cos({x})", units="none", cpp="std::cos({x})", triton="tl.cos({x})"),
-    _elementwise("floor", "x", "largest integer not above x", np.floor, "torch.floor({x})", units="none", cpp="std::floor({x})", triton="tl.floor({x})"),
-    _elementwise("round", "x", "nearest integer, halves to even", np.round, "torch.round({x})", units="none", cpp="std::nearbyint({x})", triton="nearest({x})"),
+    _elementwise("sin", "x", "sine", numeric.sin, "torch.sin({x})", units="none-none", cpp="std::sin({x})", triton="tl.sin({x})"),
+    _elementwise("cos", "x", "cosine", numeric.cos, "torch.cos({x})", units="none-none", cpp="std::cos({x})", triton="tl.cos({x})"),
+    _elementwise("floor", "x", "largest integer not above x", np.floor, "torch.floor({x})", units="none-none", cpp="std::floor({x})", triton="tl.floor({x})"),
+    _elementwise("round", "x", "nearest integer, halves to even", np.round, "torch.round({x})", units="none-none", cpp="std::nearbyint({x})", triton="nearest({x})"),
     _elementwise("atan2", "y x", "angle of the point (x, y)", np.arctan2, "torch.atan2({y}, {x})", units="equal-none", cpp="std::atan2({y}, {x})"),
     # --- reductions over the cells of the operand ---
     Op("sum", ("x",), "reduction", "sum", numeric.sum),
@@ -123,33 +125,33 @@ _ROWS = [
     Op("median", ("x",), "reduction", "50 % quantile", numeric.median),
     Op("quantile", ("x", "q"), "reduction", "quantile, interpolated linearly", numeric.quantile, numbers=("q",)),
     Op("dot", ("x", "y"), "reduction", "sum of the products", numeric.dot, units="product"),
-    Op("cosine", ("x", "y"), "reduction", "dot(x, y) / (norm(x)·norm(y)); 0 with a zero vector", numeric.cosine, units="none"),
-    Op("count", ("c",), "reduction", "how many hold", numeric.count, conditions=True, units="none"),
-    Op("any", ("c",), "reduction", "whether one holds", numeric.any, boolean=True, conditions=True, units="none"),
+    Op("cosine", ("x", "y"), "reduction", "dot(x, y) / (norm(x)·norm(y)); 0 with a zero vector", numeric.cosine, units="any-none"),
+    Op("count", ("c",), "reduction", "how many hold", numeric.count, conditions=True, units="any-none"),
+    Op("any", ("c",), "reduction", "whether one holds", numeric.any, boolean=True, conditions=True, units="any-none"),
     # --- selection: static = (scope, percent) ---
     Op("largest", ("x", "k"), "selection", "true on the entries of largest magnitude of each cell: k of them, or the fraction k below 1; ties to the lower index; NaN is largest",
-       numeric.largest, boolean=True, units="none", static=("scope", "percent"), numbers=("k",)),
+       numeric.largest, boolean=True, units="any-none", static=("scope", "percent"), numbers=("k",)),
     # --- samples: the leading dimension goes ---
     Op("sample_mean", ("x",), "samples", "mean over the samples", numeric.sample_mean),
     Op("sample_sum", ("x",), "samples", "sum over the samples; 0 over none", numeric.sample_sum),
     # --- matrix functions on the grid ---
     Op("matmul", ("x", "y"), "matrix", "matrix product", numeric.matmul, text="{x} @ {y}", units="product"),
     Op("transpose", ("x",), "matrix", "transposed", numeric.transpose, text="{x}.T"),
-    Op("left_basis", ("x",), "matrix", "the k leading left singular vectors as columns, the entry of largest magnitude positive", numeric.left_basis, units="none", static=("k",)),
-    Op("right_basis", ("x",), "matrix", "the k leading right singular vectors as columns, the entry of largest magnitude positive", numeric.right_basis, units="none", static=("k",)),
-    Op("polar", ("x",), "matrix", "U·Vᵀ of the thin SVD: the nearest semi-orthogonal matrix", numeric.polar, units="none"),
-    Op("orthonormal", ("x",), "matrix", "Q of the thin QR with positive diagonal of R", numeric.orthonormal, units="none"),
+    Op("left_basis", ("x",), "matrix", "the k leading left singular vectors as columns, the entry of largest magnitude positive", numeric.left_basis, units="any-none", static=("k",)),
+    Op("right_basis", ("x",), "matrix", "the k leading right singular vectors as columns, the entry of largest magnitude positive", numeric.right_basis, units="any-none", static=("k",)),
+    Op("polar", ("x",), "matrix", "U·Vᵀ of the thin SVD: the nearest semi-orthogonal matrix", numeric.polar, units="any-none"),
+    Op("orthonormal", ("x",), "matrix", "Q of the thin QR with positive diagonal of R", numeric.orthonormal, units="any-none"),
     Op("matrix_power", ("x", "a"), "matrix", "x^a of a symmetric positive semi-definite matrix", numeric.matrix_power, units="power", numbers=("a",)),
-    Op("solve", ("a", "b"), "matrix", "a⁻¹·b; NaN where a is singular", numeric.solve, units="special"),
+    Op("solve", ("a", "b"), "matrix", "a⁻¹·b; NaN where a is singular", numeric.solve, units="left-quotient"),
     Op("trace", ("x",), "matrix", "sum of the diagonal", numeric.trace),
     Op("diag", ("x",), "matrix", "the diagonal, a value per row", numeric.diag),
-    Op("eye", ("x",), "matrix", "the identity of x's grid", numeric.eye, units="none"),
-    Op("rows", ("x",), "matrix", "rows of x's grid", numeric.rows, units="none"),
-    Op("cols", ("x",), "matrix", "columns of x's grid", numeric.cols, units="none"),
+    Op("eye", ("x",), "matrix", "the identity of x's grid", numeric.eye, units="any-none"),
+    Op("rows", ("x",), "matrix", "rows of x's grid", numeric.rows, units="any-none"),
+    Op("cols", ("x",), "matrix", "columns of x's grid", numeric.cols, units="any-none"),
     # --- random draws: static = (key,), the place in the text with its instance; the cells of the type of the Apply (rng.py) ---
     Op("gaussian", ("std",), "random", "normal draw of mean 0", rng.gaussian),
     Op("uniform", ("lo", "hi"), "random", "uniform draw from [lo, hi)", rng.uniform),
-    Op("bernoulli", ("p",), "random", "1 with probability p, else 0", rng.bernoulli, units="none"),
+    Op("bernoulli", ("p",), "random", "1 with probability p, else 0", rng.bernoulli, units="none-none"),
     # --- core: what elaboration makes ---
     Op("spread", ("x",), "core", "x as a value of the Apply's own (finer) type", None, text=""),
     Op("store", ("x",), "core", "x rounded to the type of a state (`state`), of the weight (`weight`) or a named dtype, spread to the Apply's type; `of` is the state, or w", None, text="", static=("dtype", "of")),

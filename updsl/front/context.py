@@ -38,8 +38,8 @@ class Value:
     def at(self, span: Span) -> Value:
         """The same, with this place in the text as its own."""
         match self.expr:
-            case Const(value=value):
-                e: Expr = Const(value, span=span)
+            case Const(value=value, of=of) as literal:
+                e: Expr = Const(value, of=of or literal, span=span)
             case Ref(name, kind, type_):
                 e = Ref(name, kind, type_, span=span)
             case e:

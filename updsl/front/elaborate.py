@@ -39,7 +39,9 @@ class Elaborated:
 
 
 @dataclass(frozen=True)
-class _Walked:
+class Walked:
+    """What walking the text for one tensor found. program: None if there are mistakes."""
+
     program: Program | None
     diagnostics: tuple[Diagnostic, ...]
     predicates: frozenset[tuple[str, str]]
@@ -91,10 +93,10 @@ def _walk_all(
     counts: Mapping[str, int],
     constants: set[str],
     finer: frozenset[str],
-) -> dict[str, _Walked]:
+) -> dict[str, Walked]:
     """Each tensor's walk; tensors for which the text's questions about shapes and names have equal answers share one."""
-    done: dict[tuple[int, ...] | None, list[tuple[str, _Walked]]] = {None: []}
-    walked: dict[str, _Walked] = {}
+    done: dict[tuple[int, ...] | None, list[tuple[str, Walked]]] = {None: []}
+    walked: dict[str, Walked] = {}
     for t in tensors:
         for name, earlier in (*done[None], *done.get(t.shape, ())):
             if all(_asks(p, name) == _asks(p, t.name) for p in earlier.predicates):
@@ -121,7 +123,7 @@ def _settle(
     constants: set[str],
     finer: frozenset[str] = frozenset(),
     checking: bool = False,
-) -> _Walked:
+) -> Walked:
     """Walk the text for one tensor until nothing new is found."""
     facts, of_shape = Facts(constants=constants, finer=finer), False
     for _ in range(MAX_PASSES):
@@ -135,7 +137,7 @@ def _settle(
             facts.mistaken.update(cx.mistaken)
         elif cx.capped or not facts.changed:
             found = tuple(cx.diagnostics)
-            return _Walked(
+            return Walked(
                 None if any(d.severity == "error" for d in found) else program,
                 found,
                 frozenset(cx.predicates),
@@ -230,7 +232,7 @@ def _returned(rule: syntax.Rule, out: Value) -> Span:
             return out.expr.span if out.expr.span.source is rule.span.source else rule.name_span
 
 
-def _classes(tensors: Sequence[Tensor], walked: Mapping[str, _Walked], constants: frozenset[str], mixed: Iterable[Diagnostic]) -> Elaborated:
+def _classes(tensors: Sequence[Tensor], walked: Mapping[str, Walked], constants: frozenset[str], mixed: Iterable[Diagnostic]) -> Elaborated:
     """Tensors with equal Programs are one class."""
     found: list[Diagnostic] = []
     untaken: dict[Diagnostic, list[Tensor]] = {}
@@ -267,11 +269,11 @@ def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequen
     Mistakes in names are reported wherever they stand, others where every probe shape shows them."""
     constants = {n for n, p in module.parameters.items() if isinstance(parameters[n], (bool, str))}
     by_probe: list[tuple[Diagnostic, ...]] = []
-    of_any_shape: dict[str, _Walked] = {}
+    of_any_shape: dict[str, Walked] = {}
     with deep_recursion():
         for shape in PROBES:
             for name in names:
-                walked = of_any_shape.get(name) or _probed(module, Tensor(name, shape), parameters, constants)
+                walked = of_any_shape.get(name) or probed(module, Tensor(name, shape), parameters, constants)
                 if walked.capped:
                     return list(walked.diagnostics), frozenset(constants)
                 if not walked.of_shape:
@@ -280,8 +282,8 @@ def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequen
     return of_text(by_probe), frozenset(constants)
 
 
-def _probed(module: Module, tensor: Tensor, parameters: Mapping[str, Constant], constants: set[str]) -> _Walked:
-    """The walk for a probe, once all constant parameters are known: they are added to `constants`."""
+def probed(module: Module, tensor: Tensor, parameters: Mapping[str, Constant], constants: set[str]) -> Walked:
+    """The walk for one tensor, once all constant parameters are known: they are added to `constants`. It wants `deep_recursion`."""
     for _ in range(MAX_PASSES):
         known = set(constants)
         walked = _settle(module, tensor, parameters, frozenset(), True, {"": 1}, constants, checking=True)

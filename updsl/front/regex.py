@@ -22,6 +22,11 @@ class One:
     def takes(self, c: str) -> bool:
         return any(lo <= c <= hi for lo, hi in self.ranges) != self.negated
 
+    def one(self) -> str:
+        """A character that it takes."""
+        usual = "a0_.-/ABCDEFGHIJKLMNOPQRSTUVWXYZbcdefghijklmnopqrstuvwxyz123456789"
+        return next((c for c in usual if self.takes(c)), self.ranges[0][0])
+
 
 @dataclass(frozen=True, slots=True)
 class Edge:
@@ -76,6 +81,23 @@ def search(pattern: str, text: str) -> bool:
         if i < len(text):
             now = {to for s in now if s in steps for one, to in (steps[s],) if one.takes(text[i])}
     return False
+
+
+def example(pattern: str) -> str | None:
+    """A shortest text that the pattern occurs in; None if there is none, or none of fewer than 64 characters."""
+    start, accept, moves, steps = _compiled(pattern)
+    waiting: list[tuple[frozenset[int], str]] = [(frozenset((start,)), "")]
+    seen: set[tuple[frozenset[int], bool]] = set()
+    for states, text in waiting:  # grows
+        if accept in _reach(set(states), moves, not text, True):
+            return text
+        now = _reach(set(states), moves, not text, False)
+        if (key := (frozenset(now), not text)) in seen or len(text) == 63:
+            continue
+        seen.add(key)
+        for c in dict.fromkeys(steps[s][0].one() for s in sorted(now) if s in steps):
+            waiting.append((frozenset(to for s in now if s in steps for one, to in (steps[s],) if one.takes(c)), text + c))
+    return None
 
 
 def _reach(states: set[int], moves: dict[int, list[tuple[Edge | None, int]]], first: bool, last: bool) -> set[int]:

@@ -38,6 +38,10 @@ class Unit:
     sites: dict[int, Any] = field(default_factory=dict)
     """Of each declaration, by id: kept here because its names depend on this file (sites.py)."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the sites: a copy of a declaration has another id."""
+        return self.__dict__ | {"sites": {}}
+
     @cached_property
     def rules(self) -> dict[str, syntax.Rule]:
         return {d.name.casefold(): d for d in self.file.declarations if isinstance(d, syntax.Rule)}
@@ -81,6 +85,10 @@ class Library:
         self.folder = folder
         self._units: dict[str, Unit | None] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Only what was parsed."""
+        return {"folder": self.folder, "_units": dict(self._units)}
+
     @cached_property
     def files(self) -> dict[str, Path]:
         return {p.stem.casefold(): p for p in sorted(self.folder.glob("*/*.upd"))}
@@ -94,13 +102,13 @@ class Library:
     def find(self, name: str) -> Unit | None:
         """The library's file of this name, or None."""
         name = name.casefold()
-        if name not in self.files:
-            return None
-        if name not in self._units:
+        if name in self._units:
+            return self._units[name]
+        if name in self.files:
             path = self.files[name]
             beside = {p.stem: p for p in self.files.values() if p.parent == path.parent}
             self._units[name] = load_unit(_text(path), path.stem, self.find, lambda other: _text(beside[other]) if other in beside else None)
-        return self._units[name]
+        return self._units.get(name)
 
 
 def _text(path: Path) -> Source:

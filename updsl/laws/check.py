@@ -15,6 +15,7 @@ from updsl.front.elaborate import check_text, fn_mistakes
 from updsl.front.files import open_unit
 from updsl.front.module import Module, declaration_mistakes, module_of
 from updsl.front.unit import Constant, Unit
+from updsl.front.units import units_of
 
 
 def check_file(name_or_path: str | PathLike[str]) -> tuple[list[str], list[Diagnostic]]:
@@ -28,7 +29,7 @@ def check_file(name_or_path: str | PathLike[str]) -> tuple[list[str], list[Diagn
 
 
 def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
-    """Every mistake of a parsed file: of declarations, and in the texts of rules whose parameters are right; where there are none, of laws and examples."""
+    """Every mistake of a parsed file: of declarations, and in the texts of rules whose parameters are right; without any, of units, laws and examples."""
     declared = list(declaration_mistakes(unit))
     if unit.main is None and not unit.fns:
         declared.append(
@@ -49,6 +50,9 @@ def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
             broken.add(id(rule))
     if declared:
         return
+    if unit.main is not None and not broken and all(p.default is not None for p in unit.main.parameters):
+        module = module_of(unit, unit.main)
+        yield from units_of(module, defaults(module)).conflicts
     for rule, about in laws_of(unit):
         if id(rule) in broken:
             continue
