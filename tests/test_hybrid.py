@@ -113,5 +113,23 @@ def test_where_torch_fails_nothing_has_changed(rule: str, monkeypatch: pytest.Mo
     assert not torch.equal(before[0], w)
 
 
+@pytest.mark.parametrize("text", ["g → clip norm > median(norm(it) → history(3))", "rule r:\n    state c = 0\n    c ← 0.5*c + g @ g.T\n    return c @ g\n"])
+def test_a_checkpoint_holds_what_torch_computed_in_the_last_step(text: str) -> None:
+    """Arrays that torch gives are others at each step: windows, values on grids of their own."""
+    w, other_w = (torch.nn.Parameter(torch.zeros(6, 4)) for _ in range(2))
+    optimizer, other = (torch.optim.SGD([p], lr=0.1) for p in (w, other_w))
+    for o in (optimizer, other):
+        updsl.attach(o, updsl.parse(text), backend="cpp")
+    for t in range(5):
+        w.grad = kernels.normal(6, 4, salt=t)
+        optimizer.step()
+    other_w.data.copy_(w.data)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p, o in ((w, optimizer), (other_w, other)):
+        p.grad = kernels.normal(6, 4, salt=9, scale=10.0)
+        o.step()
+    assert torch.equal(w, other_w)
+
+
 def fails(*_: object, **__: object) -> None:
     raise RuntimeError("out of memory")

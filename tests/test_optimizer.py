@@ -219,6 +219,39 @@ def test_a_state_dict_goes_on_bit_for_bit(dtype, text, tmp_path) -> None:
     assert_same_state(o, other)
 
 
+@pytest.mark.parametrize("backend", ["torch", "interpret", "cpp"])
+@pytest.mark.parametrize("nonfinite", ["skip", "zero"])
+def test_a_state_dict_holds_what_is_of_all_tensors_whichever_had_a_gradient(backend, nonfinite) -> None:
+    """The tensor that holds the count of steps, and the values of a group and of the model, has no gradient at the last steps."""
+    text = (
+        "rule r:\n    state n = 0 per all, k = 0 per group, m = 0\n    n ← n + (max(norm(g) per group) per all)\n    k ← k + (sum(g) per group)\n"
+        "    every 4:\n        m ← m + 1\n    return (g + m)*n + k\n"
+    )
+
+    def made(seed: int) -> tuple[list[torch.nn.Parameter], updsl.Optimizer]:
+        params = [torch.nn.Parameter(torch.full((2,), float(seed))) for _ in range(3)]
+        groups = [{"params": params[:2]}, {"params": params[2:]}]
+        return params, updsl.Optimizer(groups, updsl.parse(text), lr=0.1, backend=backend, nonfinite=nonfinite)
+
+    def steps(params: list[torch.nn.Parameter], o: updsl.Optimizer, ts: range) -> None:
+        for t in ts:
+            for i, p in enumerate(params):
+                p.grad = None if t % 3 == i else torch.tensor([1.0 + t, -0.5 * i])
+            o.step()
+
+    (whole, one), (first, other), (second, third) = made(1), made(1), made(2)
+    steps(whole, one, range(9))
+    for a, b, ts in ((first, other, range(4)), (second, third, range(4, 6)), (first, other, range(6, 9))):
+        if ts.start:
+            before, saved = (first, other) if a is second else (second, third)
+            b.load_state_dict(copy.deepcopy(saved.state_dict()))
+            for p, q in zip(a, before, strict=True):
+                p.data.copy_(q.data)
+        steps(a, b, ts)
+    for p, q in zip(whole, first, strict=True):
+        assert torch.equal(p, q)
+
+
 def test_a_state_dict_of_another_rule_is_refused() -> None:
     params = parameters(1.0)
     o, other = updsl.Optimizer(params, "momentum"), updsl.Optimizer(params, "ema")

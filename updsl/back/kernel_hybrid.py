@@ -226,7 +226,8 @@ class HybridBackend:
         memory[-1] = result.state
         for name, cells in kept.items():
             state.values.setdefault(name, {}).update(cells)
-        result.state = RuleState(state.values, result.state.run, result.state.t)
+        values = dict(state.values) if kept else state.values  # whoever refers to arrays of these values, not to the values, sees that some are others
+        result.state = RuleState(values, result.state.run, result.state.t)
         run.goes_on_from(result.state)
         return result
 

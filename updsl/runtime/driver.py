@@ -249,16 +249,16 @@ class Driver:
     # --- the state's place in the optimizers' ------------------------------------------------------------------------
 
     def show(self, optimizer: torch.optim.Optimizer, present: Iterable[str]) -> None:
-        """Put references to the state into the optimizer's, for the tensors that took part in a step of it."""
+        """Put references to the state into the optimizer's: of the tensors that took part in a step of it, and of what its groups, or all tensors, have."""
         present = tuple(present)
         displayed = self._displayed.get(id(optimizer))
         if displayed is not None and displayed.again(optimizer, present, self.state):
             return
-        mine = {name: self._members[name] for name in present if name in self._members and self._members[name].optimizer is optimizer}
-        group_of = {name: m.group for name, m in mine.items()}
-        for name, entries in self.mirror.entries(self.state, mine, group_of).items():
-            optimizer.state[mine[name].parameter].update(entries)
-        self._displayed[id(optimizer)] = Display(optimizer, {name: m.parameter for name, m in mine.items()}, present, self.state, self.mirror.prefix)
+        own = {name: m for name, m in self._members.items() if m.optimizer is optimizer}
+        mine = [name for name in present if name in own]
+        for name, entries in self.mirror.entries(self.state, mine, {name: m.group for name, m in own.items()}).items():
+            optimizer.state[own[name].parameter].update(entries)
+        self._displayed[id(optimizer)] = Display(optimizer, {name: own[name].parameter for name in mine}, present, self.state, self.mirror.prefix)
 
     def hide(self) -> None:
         """Take the references out of the optimizers' states."""

@@ -57,7 +57,7 @@ class Display:
         self.counts = [] if self.base is None else [self.base[name] for name in parameters]
         self.is_even = len(set(self.counts)) == 1
         self.steps, self.run = prefix + STEPS, prefix + RUN
-        self.of_run = next((entries for entries in self.mine if self.run in entries), None)
+        self.of_run = next((entries for entries in self.entries if self.run in entries), None)
 
     def again(self, optimizer: torch.optim.Optimizer, present: tuple[str, ...], state: RuleState) -> bool:
         """Whether all is there still; then the counts are as of now."""

@@ -8,7 +8,7 @@ of the rule's text. Tensors and integers only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from updsl.core.frame import Key, RuleState
 from updsl.core.scope import Scope
@@ -25,12 +25,14 @@ class Mirror:
         self._holder: dict[tuple[str, Key], str] = {}
 
     def entries(self, state: RuleState, present: Iterable[str], group_of: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-        """tensor name → entries, of the tensors that are present."""
+        """tensor name → entries, of the tensors that are present, and of those in group_of that hold what belongs to a group or to the model."""
         present = list(present)
         found: dict[str, dict[str, Any]] = {name: {self.prefix + RULE: self.rule, self.prefix + STEPS: state.t.get(name, 0)} for name in present}
         for name, cells in state.values.items():
             for key, x in cells.items():
                 holder = self._held_by(name, key, present, group_of)
+                if holder in group_of and not is_of_tensor(key):
+                    found.setdefault(holder, {})
                 if holder not in found:
                     continue
                 if isinstance(x, tuple):
@@ -38,12 +40,12 @@ class Mirror:
                 else:
                     found[holder][self.prefix + name] = x
         holder = self._held_by(RUN, "", present, group_of)
-        if holder in found:
-            found[holder][self.prefix + RUN] = state.run
+        if holder in group_of:
+            found.setdefault(holder, {})[self.prefix + RUN] = state.run
         return found
 
     def _held_by(self, name: str, key: Key, present: list[str], group_of: Mapping[str, int]) -> str | None:
-        if isinstance(key, str) and key:
+        if is_of_tensor(key):
             return key
         held = self._holder.get((name, key))
         if held is None:
@@ -64,6 +66,7 @@ class Mirror:
                     steps[tensor] = int(x)
                 elif name == RUN:
                     found.run = int(x)
+                    self._holder[RUN, ""] = tensor
                 elif name in scopes:
                     key = self._key(name, tensor, scopes[name], group_of)
                     found.values.setdefault(name, {})[key] = (x, mine[name + COUNT]) if name + COUNT in mine else x
@@ -84,3 +87,8 @@ class Mirror:
     def is_own(self, key: Any) -> bool:
         """Whether an optimizer's state entry is this rule's."""
         return isinstance(key, str) and key.startswith(self.prefix)
+
+
+def is_of_tensor(key: Key) -> TypeGuard[str]:
+    """Whether a key is the name of a tensor, and none of a group or of the model."""
+    return isinstance(key, str) and key != ""
