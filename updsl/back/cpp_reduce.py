@@ -7,12 +7,10 @@ exactly their value as mean and a variance of 0, and what rounding loses is at m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from updsl.core.ir import Expr, Reduce, is_shared
-
-MOMENTS = ("mean", "var", "std", "norm", "rms")
+from updsl.core.ir import Reduce
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,6 @@ class Accumulator:
     settle: str = ""
     shifted: bool = False
     lane: str = "wide"
-
-
-@dataclass(frozen=True)
-class Accumulation:
-    """What is added up of some operands; readers: the reductions that are made of it, by name."""
-
-    kind: Accumulator
-    operands: tuple[Expr, ...]
-    readers: tuple[tuple[str, Reduce], ...]
 
 
 SUM = Accumulator(("0",), "{0} += {x};", ("+",), "{0} += {b0};")
@@ -143,24 +132,6 @@ def result(e: Reduce, kind: Accumulator) -> str:
             return "({0} > 0)"
         case _:
             return "double({0})"
-
-
-def accumulations(partials: Iterable[tuple[str, Reduce]]) -> list[Accumulation]:
-    """The reductions of a sweep, where those of one operand in the same cells share what they can: a mean, a norm and a deviation are made of the same sums."""
-    by_operand: dict[tuple, list[tuple[str, Reduce]]] = {}
-    for name, e in partials:
-        by_operand.setdefault((e.args, e.scope), []).append((name, e))
-    found: list[Accumulation] = []
-    for (operands, _), readers in by_operand.items():
-        moments = [r for r in readers if not is_shared(r[1].type) and r[1].op in MOMENTS and accumulator(r[1]) in (MEAN, VARIANCE, SQUARES)]
-        if any(accumulator(e) is VARIANCE for _, e in moments):
-            found.append(Accumulation(VARIANCE, operands, tuple(moments)))
-            readers = [r for r in readers if r not in moments]
-        kinds: dict[Accumulator, list[tuple[str, Reduce]]] = {}
-        for name, e in readers:
-            kinds.setdefault(accumulator(e), []).append((name, e))
-        found += [Accumulation(kind, operands, tuple(some)) for kind, some in kinds.items()]
-    return found
 
 
 def added(e: Reduce, values: Sequence[str], slots: Sequence[str]) -> Iterator[str]:

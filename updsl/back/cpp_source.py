@@ -14,8 +14,9 @@ from updsl.back.cpp_expression import TYPES, Expressions
 from updsl.back.cpp_prelude import PRELUDE
 from updsl.back.cpp_reduce import accumulator, one_more, result, statements
 from updsl.back.cpp_stage import OfKind
-from updsl.back.cpp_sweep import COLUMNS, DEPTH, SLOTS, indented
+from updsl.back.cpp_sweep import COLUMNS, SLOTS
 from updsl.back.kernel_kind import Kind, Layout, Table, present
+from updsl.back.kernel_text import DEPTH, indented
 from updsl.core.ir import Expr, Reduce, Ref, is_shared
 from updsl.core.plan import Joint, Local, Plan
 from updsl.core.scope import GROUP, Scope
@@ -101,9 +102,9 @@ class Writer:
                 case Local(owner, bindings):
                     for k in self.of_kind:
                         if k.kind.owner == owner:
-                            yield from k.stage(f"stage{level}_{n}_{k.n}", bindings, level)
+                            yield from k.stage(f"stage{level}_{n}_{k.n}", bindings)
                 case Joint(bindings):
-                    yield from self.joint(f"stage{level}_{n}", bindings, level)
+                    yield from self.joint(f"stage{level}_{n}", bindings)
 
     # --- values of a group and of the model --------------------------------------------------------------------------
 
@@ -115,12 +116,12 @@ class Writer:
     def given(self) -> str:
         return "M, G" + "".join(f", T{k.n}, K{k.n}" for k in self.of_kind)
 
-    def joint(self, name: str, bindings: Sequence[tuple[str, Mapping[int, Expr]]], level: int) -> Iterator[str]:
+    def joint(self, name: str, bindings: Sequence[tuple[str, Mapping[int, Expr]]]) -> Iterator[str]:
         yield f"static void {name}({self.tables}) {{"
         for value, exprs in bindings:
             e = next(iter(exprs.values()))
             target = f"{self.place(e.type.scope)}.{self.value(value, e.type.scope)}"
-            body = list(self.reduced(value, exprs, level, target) if isinstance(e, Reduce) else [f"{target} = {self.expression(e.type.scope).outer(e)};"])
+            body = list(self.reduced(value, exprs, target) if isinstance(e, Reduce) else [f"{target} = {self.expression().outer(e)};"])
             yield from indented(self.for_each(e.type.scope, exprs, body))
         yield "}"
         yield ""
@@ -149,7 +150,7 @@ class Writer:
     def shared(self, scope: Scope) -> Table:
         return self.group if scope == GROUP else self.model
 
-    def expression(self, scope: Scope) -> Expressions:
+    def expression(self) -> Expressions:
         """Expressions of a group (k), or of the model."""
         dtypes = {name: d for k in self.of_kind for (what, name), d in k.kind.dtypes.items() if what == "state"}
         return Expressions(lambda r: self.refer(r, self.place(GROUP)), dtypes, "double")
@@ -170,7 +171,7 @@ class Writer:
             case kind:
                 return f"{place}.{table.of((kind, r.name), 'double', f'{kind[0]}_{r.name}')}"
 
-    def reduced(self, name: str, exprs: Mapping[int, Expr], level: int, target: str) -> Iterator[str]:
+    def reduced(self, name: str, exprs: Mapping[int, Expr], target: str) -> Iterator[str]:
         """A reduction over the cells of all tensors, or of those of the group k: part after part."""
         e = next(iter(exprs.values()))
         assert isinstance(e, Reduce)
@@ -181,7 +182,7 @@ class Writer:
         for k in self.of_kind:
             mine = exprs.get(k.kind.owner)
             if isinstance(mine, Reduce):
-                yield from indented(k.parts(name, mine, level, slots))
+                yield from indented(k.parts(name, mine, slots))
         if all(is_shared(a.type) for a in e.args):
             yield from indented(self.over_groups(e, exprs, slots))
         yield f"{DEPTH}{target} = {statements(result(e, kind), slots, n='n')};"
@@ -189,7 +190,7 @@ class Writer:
 
     def over_groups(self, e: Reduce, classes: Collection[int], slots: Sequence[str]) -> Iterator[str]:
         """Of values of groups, to the model."""
-        express = self.expression(GROUP)
+        express = self.expression()
         yield from self.for_each(GROUP, classes, list(one_more(e, [express.as_real(a) for a in e.args], slots)))
 
     # --- what leaves the step ----------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ class Writer:
         yield ""
 
     def commit(self, scope: Scope, roots: Sequence[Root]) -> Iterator[str]:
-        express, place = self.expression(scope), self.place(scope)
+        express, place = self.expression(), self.place(scope)
         yield "{"
         for n, r in enumerate(roots):
             yield f"{DEPTH}const double x{n} = {express.as_real(r.expr)};"

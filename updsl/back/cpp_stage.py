@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from updsl.back.cpp_expression import TYPES, Expressions
-from updsl.back.cpp_reduce import Accumulation, accumulations, accumulator, added, one_more, result, statements
-from updsl.back.cpp_sweep import COLUMNS, DEPTH, SLOTS, Sweeping, indented
+from updsl.back.cpp_reduce import MEAN, SQUARES, VARIANCE, accumulator, added, one_more, result, statements
+from updsl.back.cpp_sweep import COLUMNS, SLOTS, Sweeping
 from updsl.back.kernel_kind import Kind, Table, layout_of
+from updsl.back.kernel_reduce import Accumulation, accumulations
+from updsl.back.kernel_text import DEPTH, indented
 from updsl.core.ir import Binding, Reduce, Ref, is_shared, walk
-from updsl.core.plan import AFTER, Plan, Sweep
+from updsl.core.plan import Plan, Sweep
 from updsl.core.scope import COLUMN, GROUP, TENSOR, Scope
 from updsl.core.straight import Root
 
@@ -62,7 +64,7 @@ class OfKind:
                 text = f"T.{self.value(r.name, r.type.scope)}{cell}"
                 return f"({text} != 0)" if r.type.boolean else text
             case "state":
-                text = f"T.{self.field('state', r.name, f'const {TYPES[self.dtype_of(r)]}*')}"
+                text = f"T.{self.field('state', r.name, f'const {TYPES[self.kind.dtype_of(r)]}*')}"
                 text = f"load({text}{cell})" if cell else f"load(*{text})"
                 return text if r.type.boolean else f"double({text})"
             case "input" if cell:
@@ -72,19 +74,12 @@ class OfKind:
             case kind:
                 return f"T.{self.field(kind, r.name, 'double')}"
 
-    def dtype_of(self, r: Ref) -> str:
-        return self.kind.dtypes[r.kind, r.name.removesuffix(AFTER)]
-
-    @property
-    def stored_types(self) -> dict[str, str]:
-        return {name: d for (what, name), d in self.kind.dtypes.items() if what == "state"} | {"w": self.kind.dtypes.get(("w", ""), "")}
-
     def stage_expression(self) -> Expressions:
-        return Expressions(self.refer, self.stored_types, "double")
+        return Expressions(self.refer, self.kind.stored_types, "double")
 
     # --- stages ------------------------------------------------------------------------------------------------------
 
-    def stage(self, name: str, bindings: Sequence[Binding], level: int) -> Iterator[str]:
+    def stage(self, name: str, bindings: Sequence[Binding]) -> Iterator[str]:
         """Values of scope tensor or finer."""
         yield f"static void {name}(Model& M, Group* G, Tensor{self.n}& T, const Chunk* K) {{"
         merged: dict[int, str] = {}
@@ -215,7 +210,7 @@ class OfKind:
             yield from indented(one(e, values, slots))
             yield "}"
 
-    def parts(self, name: str, e: Reduce, level: int, slots: Sequence[str]) -> Iterator[str]:
+    def parts(self, name: str, e: Reduce, slots: Sequence[str]) -> Iterator[str]:
         """What the tensors of this kind give to a reduction of the model, or of the group k."""
         if all(is_shared(a.type) for a in e.args):
             return
@@ -251,10 +246,10 @@ class OfKind:
         yield ""
 
     def sweep(self, s: Sweep, level: int) -> Iterator[str]:
-        made = accumulations(s.partials)
+        made = accumulations(s.partials, accumulator, VARIANCE, (MEAN, SQUARES))
         slots, columns = self.slots, 0  # parts that are completed with those of other classes wait for them; those of columns do not
         for a in made:
-            if a.readers[0][1].scope == COLUMN:
+            if a.is_of_columns:
                 at, columns = columns, columns + len(a.kind.start)
             else:
                 at, slots = slots, slots + len(a.kind.start)

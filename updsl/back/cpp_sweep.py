@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from updsl.back.cpp_expression import TYPES, Expressions
 from updsl.back.cpp_prelude import PRELUDE
-from updsl.back.cpp_reduce import Accumulation, result, statements
+from updsl.back.cpp_reduce import result, statements
 from updsl.back.kernel_kind import dtype_key
+from updsl.back.kernel_reduce import Accumulation
+from updsl.back.kernel_text import DEPTH, indented
 from updsl.back.torch_names import Names
 from updsl.core.ir import Binding, Expr, Ref, walk
 from updsl.core.plan import Stream, Sweep, stream_of, streams
@@ -19,7 +21,6 @@ from updsl.core.straight import values_read
 if TYPE_CHECKING:
     from updsl.back.cpp_stage import OfKind
 
-DEPTH = "    "
 ROWS = 8
 """Rows that are gone through at once where columns are added up."""
 LANES = 16
@@ -39,10 +40,6 @@ RESERVED = frozenset([*WORDS.split(), *DEFINED, *(f"{name}{n}" for name in (SLOT
 """Names of generated texts that no value may have."""
 
 
-def indented(lines: Iterable[str], depth: int = 1) -> Iterator[str]:
-    return (f"{DEPTH * depth}{line}" if line and not line.startswith("#") else line for line in lines)
-
-
 class Sweeping:
     """Writes the function of a sweep, for the tensors of a kind."""
 
@@ -50,7 +47,7 @@ class Sweeping:
         self.kind, self.sweep, self.made = kind, sweep, made
         self.names = Names()
         self.names.taken |= RESERVED
-        self.express = Expressions(self.refer, kind.stored_types, "real")
+        self.express = Expressions(self.refer, kind.kind.stored_types, "real")
         refs = {n: None for e in sweep.expressions for n in walk(e) if isinstance(n, Ref)}
         self.numbers = [r for r in refs if r.type.scope <= TENSOR]
         self.of_cells = [r for r in refs if TENSOR < r.type.scope and r.type.scope != ELEMENT]
@@ -105,7 +102,9 @@ class Sweeping:
         if self.sweep.idle is not None:
             yield f"if ((M.in_place != 0) & (T.{self.kind.value(self.sweep.idle, TENSOR)} != 0)) return;"
         yield from self.constants()
-        tensors, columns, cells = (self.accumulations(f) for f in (self.is_of_tensor, self.is_of_columns, self.is_of_cells))
+        tensors = [a for a in self.made if a.is_of_tensor]
+        columns = [a for a in self.made if a.is_of_columns]
+        cells = [a for a in self.made if a.is_of_cells]
         for a in tensors:
             yield from self.started(a, "K.begin", "0")
         for a in columns:
@@ -135,28 +134,12 @@ class Sweeping:
     @property
     def in_lanes(self) -> bool:
         """Whether entries are added up in lanes: for tensors, rows or blocks, and not for columns, which are lanes themselves."""
-        return bool(self.made) and not any(map(self.is_of_columns, self.made))
+        return bool(self.made) and not any(a.is_of_columns for a in self.made)
 
     @property
     def given_out(self) -> bool:
         """Whether the sweep stores what the step gives; then it sees whether all is finite: 0·x is 0 of every number, and NaN of all else."""
         return any(s.stream.role != "state" for s in self.sweep.stores)
-
-    def accumulations(self, wanted) -> tuple[Accumulation, ...]:
-        return tuple(a for a in self.made if wanted(a))
-
-    @staticmethod
-    def is_of_tensor(a: Accumulation) -> bool:
-        return a.readers[0][1].scope <= TENSOR
-
-    @staticmethod
-    def is_of_columns(a: Accumulation) -> bool:
-        return a.readers[0][1].scope == COLUMN
-
-    @staticmethod
-    def is_of_cells(a: Accumulation) -> bool:
-        """Of rows or blocks: a chunk holds whole ones."""
-        return not (Sweeping.is_of_tensor(a) or Sweeping.is_of_columns(a))
 
     def constants(self) -> Iterator[str]:
         """Numbers of the tensor, and where the arrays of its columns lie."""
@@ -332,7 +315,7 @@ class Sweeping:
         slots = self.slots[id(a)]
         if self.in_lanes:
             slots = yield from self.combined(a)
-        if self.is_of_tensor(a):
+        if a.is_of_tensor:
             if a.kind.settle:
                 yield statements(a.kind.settle, slots, n=self.kind.entries("K"))
             _, at = self.kind.parts_of[a.readers[0][0]]

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Literal
 
 from updsl.back.torch_names import Names
-from updsl.core.ir import Program, Reduce, roots, walk
-from updsl.core.plan import HANDED, Plan, Stream
+from updsl.core.ir import Program, Reduce, Ref, roots, walk
+from updsl.core.plan import AFTER, HANDED, Plan, Stream
 from updsl.core.scope import COLUMN, ELEMENT, ROW
 
 Layout = Literal["flat", "rows", "blocks"]
@@ -28,6 +28,15 @@ class Kind:
     @property
     def real(self) -> str:
         return "double" if self.dtypes["g", ""] == "float64" else "float"
+
+    @cached_property
+    def stored_types(self) -> dict[str, str]:
+        """Of each state, and of w: what an expression may round to."""
+        return {name: d for (what, name), d in self.dtypes.items() if what == "state"} | {"w": self.dtypes.get(("w", ""), "")}
+
+    def dtype_of(self, r: Ref) -> str:
+        """Of a state or an input."""
+        return self.dtypes[r.kind, r.name.removesuffix(AFTER)]
 
 
 @dataclass

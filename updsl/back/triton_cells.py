@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from updsl.back.kernel_reduce import Accumulation
+from updsl.back.kernel_text import DEPTH
 from updsl.back.triton_expression import TYPES, converted
-from updsl.back.triton_over import BLOCK, DEPTH, Over
-from updsl.back.triton_reduce import Accumulation, one_of, result, settled
+from updsl.back.triton_over import BLOCK, Over
+from updsl.back.triton_reduce import one_of, result, settled
 from updsl.core.ir import Binding, Expr, Reduce
 from updsl.core.scope import COLUMN, TENSOR, Scope
 from updsl.core.straight import Root, values_read

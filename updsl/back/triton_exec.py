@@ -209,8 +209,8 @@ class TritonBackend(KernelBackend):
         """Watches are memory of the device, which the kernels fill in."""
         assert isinstance(tables, DeviceTables)
         held = self.fill(tables, frame, after, in_place)
-        for kind, table, names in zip(tables.kernel.code.kinds, tables.tensors, tables.names, strict=True):
-            table["variant"] = self.variants(kind, table, names)
+        for kind, table in zip(tables.kernel.code.kinds, tables.tensors, strict=True):
+            table["variant"] = self.variants(kind, table)
         dtype = getattr(torch, watch_dtype(tables))
 
         def numbers(table: np.ndarray, field: str) -> Tensor:
@@ -223,7 +223,7 @@ class TritonBackend(KernelBackend):
         del held
         return watches
 
-    def variants(self, kind: Tensors, table: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    def variants(self, kind: Tensors, table: np.ndarray) -> np.ndarray:
         """Which code each tensor takes: 0 where every row is aligned to 16 bytes, 2 where there are few columns, else 1."""
         addresses = [table[field] for field, (_, (what, _)) in kind.table.fields.items() if what in STREAMS]
         aligned = np.bitwise_or.reduce([*addresses, np.zeros(len(table), np.int64)]) % 16 == 0

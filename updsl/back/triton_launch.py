@@ -45,7 +45,7 @@ def segments(plan: Plan, owners: Sequence[int]) -> Iterator[Segment | int]:
     waiting: list[Phase] = []
     leaving: list[Phase] = [Leaving(c, roots) for c, roots in plan.leaving.items() if roots and c in owners]
     leaving += [JointLeaving(scope, classes, tuple(roots)) for (scope, classes), roots in plan.joint.items() if roots and set(classes) & set(owners)]
-    last = last_needed(plan, leaving)
+    last = max([n for n, level in enumerate(plan.levels) if level.phases], default=0)
     for n, level in enumerate(plan.levels):
         sweeps = [s for s in level.sweeps if s.owner in owners]
         if sweeps:
@@ -58,11 +58,6 @@ def segments(plan: Plan, owners: Sequence[int]) -> Iterator[Segment | int]:
         if n == last:
             waiting += leaving
     yield from cut(waiting)
-
-
-def last_needed(plan: Plan, leaving: Sequence[Phase]) -> int:
-    """The level after whose stage all is known that leaves the step, and no later stage reads a state that is overwritten then."""
-    return max([n for n, level in enumerate(plan.levels) if level.phases], default=0)
 
 
 def names_of(phase: Phase) -> list[str]:

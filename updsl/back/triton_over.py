@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from updsl.back.kernel_text import DEPTH, indented
 from updsl.back.triton_reduce import Accumulator, accumulator, one_of, result, settled
 from updsl.core.ir import Expr, Reduce
 from updsl.core.scope import GROUP, TENSOR
@@ -13,13 +14,8 @@ if TYPE_CHECKING:
     from updsl.back.triton_source import OfKind
     from updsl.back.triton_stage import Staging
 
-DEPTH = "    "
 BLOCK = 512
 """How many tensors, chunks, rows or columns a program of a stage takes at once."""
-
-
-def indented(lines: Iterable[str], depth: int = 1) -> Iterator[str]:
-    return (f"{DEPTH * depth}{line}" if line else line for line in lines)
 
 
 class Over:

@@ -7,12 +7,10 @@ of 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from updsl.core.ir import Expr, Reduce, is_shared
-
-MOMENTS = ("mean", "var", "std", "norm", "rms")
+from updsl.core.ir import Reduce
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,6 @@ SCALED = Accumulator(("scaled({x}, 0)", "scaled({x}, 1)", "scaled({x}, 2)"))
 LARGEST, SMALLEST = Accumulator(("{x}",), "max"), Accumulator(("{x}",), "min")
 DOT = Accumulator(("{x} * {y}",))
 COSINE = Accumulator(("{x} * {y}", "{x} * {x}", "{y} * {y}"))
-
-
-@dataclass(frozen=True)
-class Accumulation:
-    """What is added up of some operands; readers: the reductions that are made of it, by name."""
-
-    kind: Accumulator
-    operands: tuple[Expr, ...]
-    readers: tuple[tuple[str, Reduce], ...]
 
 
 def accumulator(e: Reduce, double: bool) -> Accumulator:
@@ -124,24 +113,6 @@ def result(e: Reduce, kind: Accumulator, slots: Sequence[str], n: str) -> str:
             return f"({a} > 0)"
         case _:
             return a
-
-
-def accumulations(partials: Iterable[tuple[str, Reduce]], double: bool) -> list[Accumulation]:
-    """The reductions of a sweep, where those of one operand in the same cells share what they can: a mean, a norm and a deviation are made of the same sums."""
-    by_operand: dict[tuple, list[tuple[str, Reduce]]] = {}
-    for name, e in partials:
-        by_operand.setdefault((e.args, e.scope), []).append((name, e))
-    found: list[Accumulation] = []
-    for (operands, _), readers in by_operand.items():
-        moments = [r for r in readers if not is_shared(r[1].type) and r[1].op in MOMENTS and accumulator(r[1], double) in (MEAN, VARIANCE, SQUARES)]
-        if any(accumulator(e, double) is VARIANCE for _, e in moments):
-            found.append(Accumulation(VARIANCE, operands, tuple(moments)))
-            readers = [r for r in readers if r not in moments]
-        kinds: dict[Accumulator, list[tuple[str, Reduce]]] = {}
-        for name, e in readers:
-            kinds.setdefault(accumulator(e, double), []).append((name, e))
-        found += [Accumulation(kind, operands, tuple(some)) for kind, some in kinds.items()]
-    return found
 
 
 def settled(kind: Accumulator, anchor: str, slots: Sequence[str], n: str) -> Iterator[str]:

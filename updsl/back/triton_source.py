@@ -12,15 +12,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from updsl.back.kernel_kind import Kind, Layout, Table, layout_of, present
+from updsl.back.kernel_reduce import Accumulation, accumulations
+from updsl.back.kernel_text import DEPTH
 from updsl.back.triton_expression import TYPES
 from updsl.back.triton_launch import Segment, segments
 from updsl.back.triton_prelude import PRELUDE
-from updsl.back.triton_reduce import Accumulation, accumulations
+from updsl.back.triton_reduce import MEAN, SQUARES, VARIANCE, accumulator
 from updsl.back.triton_stage import Staging
-from updsl.back.triton_sweep import DEPTH, Shape, Sweeping, shape_of
+from updsl.back.triton_sweep import Shape, Sweeping, shape_of
 from updsl.core.ir import Ref, State, is_shared
-from updsl.core.plan import AFTER, Plan, Sweep
-from updsl.core.scope import COLUMN, GROUP, TENSOR, Scope
+from updsl.core.plan import Plan, Sweep
+from updsl.core.scope import GROUP, Scope
 
 CHUNK = ("kind", "tensor", "number", "part", "top", "bottom", "left", "right", "count", "group")
 """The fields of a chunk: of which tensor of which kind; its number in the sweep; which part of the tensor's rows it is; its rectangle; entries; the group."""
@@ -219,7 +221,7 @@ class OfKind:
                 text = f"number(t + {self.at(('value', r.name), 'double', f'v_{r.name}')})"
                 return f"truth({text})" if r.type.boolean else text
             case "state":
-                text = f"tl.load(array(t + {self.at(('state', r.name), 'void*', f's_{r.name}')}, {TYPES[self.dtype_of(r)]}, False))"
+                text = f"tl.load(array(t + {self.at(('state', r.name), 'void*', f's_{r.name}')}, {TYPES[self.kind.dtype_of(r)]}, False))"
                 return f"({text} != 0)" if r.type.boolean else f"{text}.to(tl.float64)"
             case "builtin" if r.name in ("rows", "cols", "numel"):
                 return f"tl.load(t + {self.at(('size', r.name), 'i64', r.name)}).to(tl.float64)"
@@ -233,22 +235,14 @@ class OfKind:
         prefix = {"row": "r", "column": "c", "block": "b"}[scope.name]
         return f"array(t + {self.at((f'array {scope.name}', name), 'double*', f'{prefix}_{name}')}, tl.float64, False)"
 
-    def dtype_of(self, r: Ref) -> str:
-        return self.kind.dtypes[r.kind, r.name.removesuffix(AFTER)]
-
-    @property
-    def stored_types(self) -> dict[str, str]:
-        return {name: d for (what, name), d in self.kind.dtypes.items() if what == "state"} | {"w": self.kind.dtypes.get(("w", ""), "")}
-
     def sweep(self, s: Sweep, level: int) -> Iterator[str]:
-        made = accumulations(s.partials, self.double)
+        made = accumulations(s.partials, lambda e: accumulator(e, self.double), VARIANCE, (MEAN, SQUARES))
         slots = columns = 0
         for a in made:
-            scope = a.readers[0][1].scope
-            if scope == COLUMN:
+            if a.is_of_columns:
                 at, columns = columns, columns + len(a.kind.add)
             else:
-                at, slots = slots, slots + (len(a.kind.add) if scope <= TENSOR else 0)
+                at, slots = slots, slots + (len(a.kind.add) if a.is_of_tensor else 0)
             self.parts_of |= {name: (a, at) for name, _ in a.readers}
             self.level_of |= {name: level for name, _ in a.readers}
         self.writer.slots[level] = max(self.writer.slots.get(level, 1), slots)

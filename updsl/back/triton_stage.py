@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from updsl.back.kernel_text import DEPTH, indented
 from updsl.back.triton_cells import Cells
 from updsl.back.triton_expression import TYPES, Expressions, converted, fresh_names
 from updsl.back.triton_launch import JointLeaving, Leaving, Segment
-from updsl.back.triton_over import DEPTH, Over, indented
+from updsl.back.triton_over import Over
 from updsl.core.ir import Expr, Reduce, Ref, is_shared
 from updsl.core.plan import Joint, Local
 from updsl.core.scope import GROUP, TENSOR, Scope
@@ -113,13 +114,11 @@ class Staging:
             case "value":
                 text = f"tl.load({k.array_of(r.name, r.type.scope)} + j, ok, other=0)"
             case "state":
-                text = f"tl.load(array(t + {k.at(('state', r.name), 'void*', f's_{r.name}')}, {TYPES[k.dtype_of(r)]}, False) + j, ok, other=0).to(tl.float64)"
+                place, type_ = k.at(("state", r.name), "void*", f"s_{r.name}"), TYPES[k.kind.dtype_of(r)]
+                text = f"tl.load(array(t + {place}, {type_}, False) + j, ok, other=0).to(tl.float64)"
             case _:
                 text = f"tl.load(array(t + {k.at(('input', r.name), 'const double*', f'i_{r.name}')}, tl.float64, False) + j, ok, other=0)"
         return f"({text} != 0)" if r.type.boolean else text
-
-    def variable(self, k: OfKind | None, name: str) -> str:
-        return self.names.fresh(name)
 
     def fenced(self, lines: Iterator[str]) -> Iterator[str]:
         """After a barrier, if they read what was written since the last."""
@@ -150,7 +149,7 @@ class Staging:
         yield from self.kept(name, text, k, inside, e.type.boolean)
 
     def kept(self, name: str, text: str, k: OfKind, inside: str, boolean: bool) -> Iterator[str]:
-        variable = self.variable(k, name)
+        variable = self.names.fresh(name)
         yield f"{variable} = truth({text})" if boolean else f"{variable} = {text}"
         self.known[k.n, name] = variable
         if self.writer.is_stored((k.n, name)):

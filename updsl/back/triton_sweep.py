@@ -6,12 +6,14 @@ rows of length k.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from updsl.back.kernel_kind import dtype_key
+from updsl.back.kernel_reduce import Accumulation
+from updsl.back.kernel_text import DEPTH, indented
 from updsl.back.triton_expression import TYPES, Expressions, converted, fresh_names
-from updsl.back.triton_reduce import Accumulation, result, settled
+from updsl.back.triton_reduce import result, settled
 from updsl.core.ir import Expr, Ref, Type, walk
 from updsl.core.plan import Stream, Sweep, stream_of
 from updsl.core.scope import COLUMN, ELEMENT, GROUP, TENSOR
@@ -19,24 +21,14 @@ from updsl.core.scope import COLUMN, ELEMENT, GROUP, TENSOR
 if TYPE_CHECKING:
     from updsl.back.triton_source import OfKind
 
-DEPTH = "    "
 CONDITION = Type(TENSOR, boolean=True)
 Shape = Literal["flat", "tiles", "rows"]
 """Chunks are runs of entries, rectangles that are one tile wide, or runs of whole rows."""
 
 
-def indented(lines: Iterable[str], depth: int = 1) -> Iterator[str]:
-    return (f"{DEPTH * depth}{line}" if line else line for line in lines)
-
-
-def is_of_cells(a: Accumulation) -> bool:
-    """Of rows or blocks: a chunk holds whole ones."""
-    return not (a.readers[0][1].scope <= TENSOR or a.readers[0][1].scope == COLUMN)
-
-
 def shape_of(layout: str, made: Sequence[Accumulation]) -> Shape:
     """How the chunks of a sweep are cut."""
-    return "flat" if layout == "flat" else "rows" if layout == "blocks" or any(map(is_of_cells, made)) else "tiles"
+    return "flat" if layout == "flat" else "rows" if layout == "blocks" or any(a.is_of_cells for a in made) else "tiles"
 
 
 class Sweeping:
@@ -47,7 +39,7 @@ class Sweeping:
         self.shape = shape_of(kind.layout, made)
         self.names = fresh_names()
         self.real = TYPES["float64" if kind.double else "float32"]
-        self.express = Expressions(self.refer, kind.stored_types, self.real)
+        self.express = Expressions(self.refer, kind.kind.stored_types, self.real)
         refs = {n: None for e in sweep.expressions for n in walk(e) if isinstance(n, Ref)}
         self.numbers = [r for r in refs if r.type.scope <= TENSOR]
         self.of_cells = [r for r in refs if TENSOR < r.type.scope and r.type.scope != ELEMENT]
@@ -104,7 +96,9 @@ class Sweeping:
             yield f"{self.pointer(store.stream, True)} = array(t + {self.field(store.stream, True)}, {self.dtype(store.stream)}, ALIGNED)"
         for r in self.of_cells:
             yield f"{self.names.of(('array', r.name), f'{r.name}_of')} = {self.kind.array_of(r.name, r.type.scope)}"
-        tensors, columns, cells = ([a for a in self.made if wanted(a)] for wanted in (self.is_of_tensor, self.is_of_columns, is_of_cells))
+        tensors = [a for a in self.made if a.is_of_tensor]
+        columns = [a for a in self.made if a.is_of_columns]
+        cells = [a for a in self.made if a.is_of_cells]
         for a in (*tensors, *(columns if self.shape == "tiles" else ())):
             yield from self.started(a)
         match self.shape:
@@ -138,14 +132,6 @@ class Sweeping:
             yield f"idle = (tl.load(M + {self.kind.writer.model_at(('size', 'in_place'), 'i64', 'in_place')}) != 0) & {idle}"
             end, start = ("right", "left") if self.shape == "flat" else ("bottom", "top")
             yield f"{end} = tl.where(idle, {start}, {end})"
-
-    @staticmethod
-    def is_of_tensor(a: Accumulation) -> bool:
-        return a.readers[0][1].scope <= TENSOR
-
-    @staticmethod
-    def is_of_columns(a: Accumulation) -> bool:
-        return a.readers[0][1].scope == COLUMN
 
     # --- loops -------------------------------------------------------------------------------------------------------
 
@@ -226,15 +212,7 @@ class Sweeping:
 
     def lanes(self, a: Accumulation) -> str:
         """The shape of what an anchor is of."""
-        return "[1]" if self.shape == "flat" else "[R, 1]" if is_of_cells(a) else "[1, C]" if self.is_of_columns(a) else "[1, 1]"
-
-    def reduced(self, a: Accumulation, text: str, how: str = "total") -> str:
-        """Over the lanes of a cell."""
-        if self.shape == "flat":
-            return text.format("0")
-        if is_of_cells(a):
-            return text.format("1")
-        return text.format("0")
+        return "[1]" if self.shape == "flat" else "[R, 1]" if a.is_of_cells else "[1, C]" if a.is_of_columns else "[1, 1]"
 
     def added(self, a: Accumulation, first: str) -> Iterator[str]:
         slots = self.slots[id(a)]
@@ -245,9 +223,9 @@ class Sweeping:
             y = self.names.of(("added", id(a), 1), f"{slots[0]}_y")
             yield f"{y} = {self.wide(a.operands[1])}"
         if id(a) in self.anchors:
-            axes = "0" if self.shape == "flat" or self.is_of_columns(a) else "1"
+            axes = "0" if self.shape == "flat" or a.is_of_columns else "1"
             anchored = f"anchor({x}, inside, {axes})"
-            if self.is_of_tensor(a) and self.shape != "flat":
+            if a.is_of_tensor and self.shape != "flat":
                 anchored = f"anchor(anchor({x}, inside, 1), holds(True), 0)"
             yield f"if {first}:"
             yield f"{DEPTH}{self.anchors[id(a)]} = {anchored}"
