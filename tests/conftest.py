@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from updsl import pipeline
+from updsl.core import kept
 from updsl.middle.verify import verify
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
@@ -48,6 +49,14 @@ def every_program_is_verified():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "elaborate", verified)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_is_kept():
+    """What a test looks at is made in that test, and not in an earlier run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "fingerprint", lambda: None)
         yield
 
 

@@ -15,11 +15,12 @@ from updsl.back.triton_covers import is_foreign_on_gpu, uncovered_on_gpu
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Frame, Result, RuleState, Tensor
 from updsl.core.ir import Expr, Program, Ref, blocks, roots, walk
+from updsl.core.kept import kept
 from updsl.core.source import Source
-from updsl.front.elaborate import Elaborated, elaborate
-from updsl.front.files import library, load_module
+from updsl.front.elaborate import Elaborated, check_text, elaborate
+from updsl.front.files import is_path, library, load_module
 from updsl.front.module import Module, make_module
-from updsl.front.unit import Constant, load_unit
+from updsl.front.unit import Constant, Unit, load_unit
 from updsl.middle.flat import flat
 from updsl.middle.parts import Part, parts
 from updsl.middle.share import share
@@ -79,13 +80,31 @@ class Engine:
 
 def from_file(name_or_path: str | PathLike[str]) -> Module:
     """A file, or a library rule's name → its parsed declarations."""
-    return load_module(name_or_path)
+    name = os.fspath(name_or_path)
+    return load_module(name) if is_path(name) else kept("rule", (name,), lambda: load_module(name))
 
 
 def from_text(text: str, name: str | None = None) -> Module:
     """A text → its parsed declarations. `name` is what a bare pipeline is called."""
     stem = name or "pipeline"
-    return make_module(load_unit(Source(f"<{stem}>", text), stem, library().find))
+    return kept("rule", (stem, text), lambda: make_module(load_unit(Source(f"<{stem}>", text), stem, library().find)))
+
+
+def constants_of(module: Module, params: Mapping[str, Constant]) -> frozenset[str]:
+    """The parameters that are fixed when a rule is compiled. Raises UpdslError for mistakes of the text, with these values, that show without tensors."""
+
+    def make() -> frozenset[str]:
+        mistakes, constants = check_text(module, params)
+        if any(d.severity == "error" for d in mistakes):
+            raise UpdslError(mistakes)
+        return constants
+
+    return kept("constants", (module.name, texts(module.unit), dict(params)), make)
+
+
+def texts(unit: Unit) -> tuple:
+    """All that a rule is made of, but for the library: its file, and those that it uses."""
+    return unit.source.name, unit.source.text, unit.stem, tuple(map(texts, unit.used.values()))
 
 
 def to_engine(
@@ -100,21 +119,28 @@ def to_engine(
     """Declarations and tensors → Programs → something that runs. `overridden`: the parameters that some group has its own value of; `lr`: whether
     there is a learning rate; `watches`: whether steps give the rule's watches."""
     name = to_backend(backend)
-    programs = elaborate(module, tensors, params, overridden, lr)
-    programs = replace(programs, programs=tuple(with_what_is_read(p if watches else replace(p, watches=())) for p in programs.programs))
+
+    def programs_of(shared: bool) -> Elaborated:
+        made = elaborate(module, tensors, params, overridden, lr)
+        read = [with_what_is_read(p if watches else replace(p, watches=())) for p in made.programs]
+        return replace(made, programs=tuple(map(share, read) if shared else read))
+
     if name == "interpret":
         from updsl.back.interpret import Interpreter
 
+        programs = programs_of(shared=False)
         return Engine(programs, Interpreter(programs.programs, programs.class_of, tensors), name)
-    programs = replace(programs, programs=tuple(share(p) for p in programs.programs))
-    given = (programs.programs, programs.class_of, tensors)
+    why = ""
     if name in ("auto", "cpp", "triton"):
         emitter = TRITON if name == "triton" else CPP
-        why = emitter.lacks(programs.programs) or emitter.cannot()
+        of = module.name, texts(module.unit), dict(params), sorted(overridden), lr, watches, [(t.name, t.shape) for t in tensors]
+        programs, lacks, between = kept(f"{emitter.name}-programs", of, lambda: emitter.with_cover(programs_of(shared=True)))
+        why = lacks or emitter.cannot()
         if not why:
-            return Engine(programs, emitter.backend(*given), emitter.name, emitter.between(programs.programs))
+            return Engine(programs, emitter.backend(programs.programs, programs.class_of, tensors, between), emitter.name, between or "")
     else:
-        why = ""
+        programs = programs_of(shared=True)
+    given = (programs.programs, programs.class_of, tensors)
     from updsl.back.torch_exec import TorchBackend
 
     return Engine(programs, TorchBackend(*given, compiled=name == "inductor"), "inductor" if name == "inductor" else "torch", why)
@@ -131,6 +157,11 @@ class Emitter:
     uncovered: Callable[[Program], str]
     is_foreign: Callable[[Expr], bool]
 
+    def with_cover(self, programs: Elaborated) -> tuple[Elaborated, str, str | None]:
+        """With what it lacks for them, and what torch computes between sweeps."""
+        lacks = self.lacks(programs.programs)
+        return programs, lacks, None if lacks else self.between(programs.programs)
+
     def lacks(self, programs: Sequence[Program]) -> str:
         """Why the programs run in torch, and not in kernels; "" if they can be kernels, with torch between sweeps."""
         if not any(map(self.uncovered, programs)):
@@ -140,21 +171,23 @@ class Emitter:
         left = (self.uncovered(p) for part in self.to_parts(of, everything) if part.kernels for p in part.programs.values())
         return next((f"kernels do not cover {reason}" for reason in left if reason), "")
 
-    def between(self, programs: Sequence[Program]) -> str:
-        """What torch computes between sweeps, in words; "" if nothing."""
-        words = foreign(programs) if any(map(self.uncovered, programs)) else ""
+    def between(self, programs: Sequence[Program]) -> str | None:
+        """What torch computes between sweeps, in words; None where kernels cover all."""
+        if not any(map(self.uncovered, programs)):
+            return None
+        words = foreign(programs)
         return words and f"torch computes {words} between sweeps"
 
     def to_parts(self, programs: Mapping[int, Program], running: frozenset[tuple[int, str]]) -> tuple[Part, ...]:
         return parts(flat(programs, running), self.is_foreign)
 
-    def backend(self, programs: Sequence[Program], class_of: Mapping[str, int], tensors: Sequence[Tensor]) -> Backend:
+    def backend(self, programs: Sequence[Program], class_of: Mapping[str, int], tensors: Sequence[Tensor], between: str | None) -> Backend:
         """Kernels alone, where they cover all."""
-        if not any(map(self.uncovered, programs)):
+        if between is None:
             return self.kernels(programs, class_of, tensors)
         from updsl.back.kernel_hybrid import HybridBackend
 
-        return HybridBackend(programs, class_of, tensors, self.to_parts, self.kernels, self.between(programs))
+        return HybridBackend(programs, class_of, tensors, self.to_parts, self.kernels, between)
 
 
 def cpp_kernels(programs: Sequence[Program], class_of: Mapping[str, int], tensors: Sequence[Tensor]) -> Any:

@@ -15,7 +15,6 @@ import re
 import secrets
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from updsl.core.diagnostic import InternalError
+from updsl.core.kept import is_ours, kept
 from updsl.core.resources import cache_folder
 
 FLAGS = ("-std=c++17", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
@@ -102,10 +102,17 @@ def find_compiler(cxx: str, path: str) -> Compiler:
     if program is None:
         raise NoCompiler(f"no C++ compiler found{f' (CXX is {cxx})' if cxx else ''}: {INSTALL}")
     command = (os.path.abspath(program), *words[1:])
+    file = os.stat(program)
+    said = kept("compiler", (command, os.path.realpath(program), file.st_size, file.st_mtime_ns), lambda: _version(command))
+    return Compiler(command, f"{os.path.realpath(program)}: {said}")
+
+
+def _version(command: Sequence[str]) -> str:
+    """What a compiler says of its version."""
     code, said = _run([*command, "--version"], Path("/"))
     if code:
-        raise NoCompiler(f"{program} --version fails ({_first(said)}): {INSTALL}")
-    return Compiler(command, f"{os.path.realpath(program)}: {said}")
+        raise NoCompiler(f"{command[0]} --version fails ({_first(said)}): {INSTALL}")
+    return said
 
 
 @cache
@@ -146,7 +153,7 @@ def _load(source: str, stem: str, key: str, compiler: Compiler, flags: Sequence[
     folder = cache_folder()
     kept = folder / f"{stem}.so"
     with suppress(OSError):
-        if _is_ours(folder) and _is_ours(kept) and _is_intact(kept, key):
+        if is_ours(folder) and is_ours(kept) and _is_intact(kept, key):
             return ctypes.CDLL(str(kept))
     try:
         private = Path(tempfile.mkdtemp(prefix="updsl-"))
@@ -225,16 +232,10 @@ def _is_intact(file: Path, key: str) -> bool:
     return data[-32:] == _seal(data[:-32], key)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether only this user, root and their group may change it: what is loaded runs as this user."""
-    found = path.stat()
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & stat.S_IWOTH
-
-
 def _keep(private: Path, stem: str, key: str, folder: Path) -> None:
     """The text and the library, sealed, into the cache folder, each whole or not at all. Raises OSError where that cannot be done."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_ours(folder):
+    if not is_ours(folder):
         raise PermissionError(f"others may write to {folder}")
     library = (private / f"{stem}.so").read_bytes()
     for end, data in ((".cpp", (private / f"{stem}.cpp").read_bytes()), (".so", library + _seal(library, key))):

@@ -6,7 +6,7 @@ b (block of k entries). An entry's indices determine its block, so `element` ref
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Scope:
     """One of the language's scopes; `size` is the k of `block(k)`, else 0."""
 
     name: str
-    indices: frozenset[str]
+    indices: frozenset[str] = field(repr=False)
     size: int = 0
 
     def __le__(self, other: Scope) -> bool:

@@ -52,6 +52,10 @@ class Span:
     def text(self) -> str:
         return self.source.text[self.start : self.end]
 
+    def __reduce__(self) -> str | tuple:
+        """A copy of NOWHERE is NOWHERE."""
+        return "NOWHERE" if self is NOWHERE else (Span, (self.source, self.start, self.end))
+
     def to(self, other: Span) -> Span:
         """From the start of this span to the end of the other."""
         return Span(self.source, min(self.start, other.start), max(self.end, other.end))

@@ -14,7 +14,6 @@ from unicodedata import normalize
 from updsl import pipeline
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.frame import RuleState
-from updsl.front.elaborate import check_text
 from updsl.front.files import is_path
 from updsl.front.module import Module
 from updsl.front.unit import Constant
@@ -38,9 +37,7 @@ class Rule:
     def __init__(self, module: Module, given: Mapping[str, Any]):
         self.module = module
         self.params: Mapping[str, Constant] = MappingProxyType(settled(module, given))
-        mistakes, self.constants = check_text(module, self.params)
-        if any(d.severity == "error" for d in mistakes):
-            raise UpdslError(mistakes)
+        self.constants = pipeline.constants_of(module, self.params)
         self._engines: dict[tuple, pipeline.Engine] = {}
 
     name = property(lambda self: self.module.name)
