@@ -63,25 +63,45 @@ def test_launches_of_a_step(job: str, launches: int) -> None:
     assert len(code_of(job).launches) == launches
 
 
-@needs_triton
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(("job", "ceiling"), [("j1", 96), ("j2", 48), ("j3", 80)])
-def test_compiled_for_a_gpu(job: str, ceiling: int, tmp_path: Path) -> None:
-    """Entries are read and written 16 bytes at a time where they are aligned; nothing is spilled."""
-    code, file = code_of(job), tmp_path / f"{job}.py"
+def compiled_facts(code: Code, folder: Path) -> dict[str, dict]:
+    """Of each launch, compiled for sm_90 by a process of its own: here kernels are interpreted."""
+    file = folder / "kernels.py"
     file.write_text(code.text, encoding="utf-8")
-    sweeps = [launch.name for launch in code.launches if launch.over == "chunks"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(Path(updsl.__file__).parents[1])}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(Path(updsl.__file__).parents[1])}
     script = Path(__file__).parent / "ptx.py"
     said = subprocess.run(
         [sys.executable, script, file, *(launch.name for launch in code.launches)], capture_output=True, text=True, env=environment, check=False
     )
     assert said.returncode == 0, said.stderr
-    facts = json.loads(said.stdout)
+    return json.loads(said.stdout)
+
+
+@needs_triton
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("job", "ceiling"), [("j1", 96), ("j2", 48), ("j3", 80)])
+def test_compiled_for_a_gpu(job: str, ceiling: int, tmp_path: Path) -> None:
+    """Entries are read and written 16 bytes at a time where they are aligned; nothing is spilled."""
+    code = code_of(job)
+    facts, sweeps = compiled_facts(code, tmp_path), [launch.name for launch in code.launches if launch.over == "chunks"]
     assert all(facts[name]["loads"] > 0 for name in sweeps)
     assert facts[sweeps[-1]]["stores"] > 0
     assert all(fact["local"] == 0 for fact in facts.values())
     assert all(facts[name]["registers"] is None or facts[name]["registers"] <= ceiling for name in sweeps)
+
+
+@needs_triton
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "adafactor" else pytest.mark.nightly) for n in updsl.library()])
+def test_every_rule_of_the_library_compiles_for_a_gpu(name: str, tmp_path: Path) -> None:
+    """What the interpreter takes, the compiler may refuse: types that change in a loop, or shapes that do not fit."""
+    programs = {c: share(p) for c, p in programs_of(updsl.load(name), *SHAPES.values()).items()}
+    for k, part in enumerate(part for part in pipeline.TRITON.to_parts(programs, blocks_due(programs, 1)) if part.kernels):
+        kinds = [Kind(c, p, default_dtypes(p, "bfloat16", "float32")) for c, p in part.programs.items()]
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        code = generate(to_plan(part.programs, frozenset()), kinds, name)
+        facts = compiled_facts(code, folder)
+        assert all(facts[launch.name]["registers"] is None or facts[launch.name]["registers"] < 255 for launch in code.launches if launch.over == "chunks")
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
