@@ -182,7 +182,7 @@ LONG = pytest.mark.timeout(3600)
 
 @pytest.mark.parametrize(("backend", "steps"), [("cpp", 20_000), *(pytest.param(b, 100_000, marks=[pytest.mark.nightly, LONG]) for b in HERE if b != "triton")])
 def test_n9_a_long_average_of_short_gradients(backend: str, steps: int) -> None:
-    """A state is float32 where gradients are bfloat16."""
+    """Around 0. A state is float32 where gradients are bfloat16."""
     beta, exact = 0.99999, np.zeros(64)
     y = compiled(f"ema({beta}, debias = false)", backend, torch.zeros(64, dtype=torch.bfloat16))
     for salt in range(steps):

@@ -168,8 +168,9 @@ def check_case(case: Case) -> None:
     assert worst <= 1e-9, f"{where}: {worst:.1e}"
 
 
-def random_programs(number: int, size: int) -> None:
-    test = given(cases(kernels="triton"))(check_case)
+def random_programs(number: int, size: int, missing: bool = False) -> None:
+    """`size` programs from a seed, in kernels and in the interpreter; missing: some tensors have no gradient at some steps."""
+    test = given(cases(missing, kernels="triton"))(check_case)
     seed(number)(settings(max_examples=size, database=None, phases=(Phase.generate,))(test))()
 
 
@@ -185,6 +186,13 @@ def test_random_programs() -> None:
 @pytest.mark.parametrize("number", range(6))
 def test_three_hundred_random_programs(number: int) -> None:
     random_programs(300 + number, 50)
+
+
+@needs_triton
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_random_programs_whose_gradients_may_be_missing() -> None:
+    random_programs(800, 50, missing=True)
 
 
 def one_step(text: str, g: torch.Tensor) -> torch.Tensor:
