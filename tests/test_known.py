@@ -17,6 +17,7 @@ import updsl
 from updsl.back import cpp_build, kernel_exec, kernel_first, kernel_watch, torch_exec
 from updsl.back.cpp_covers import uncovered
 from updsl.back.cpp_finite import CHUNK, TYPES, Finite
+from updsl.back.cpp_where import Where, view_function
 from updsl.core.frame import Frame, Places, RuleState, Tensor
 from updsl.front import elaborate
 from updsl.runtime import known
@@ -193,7 +194,51 @@ def test_an_address_is_read_once_a_step(text: str, each: int, monkeypatch: pytes
 
     monkeypatch.setattr(torch.Tensor, "data_ptr", count)
     y.step(g)
+    assert counts["data_ptr"] == 0, "C reads those of tensors that stay"
+    y.step(noise(3))
     assert counts["data_ptr"] == each * len(SHAPES)
+
+
+def moves(x: torch.Tensor, how: str) -> list[torch.Tensor]:
+    """The tensor, changed, or another."""
+    match how:
+        case "data":
+            x.data = x.detach().clone()
+        case "transposed":
+            x.t_()
+        case "resized":
+            x.resize_(2, 3)
+        case "replaced":
+            return [x.clone()]
+        case "a view":
+            return [x[:]]
+        case "more":
+            return [x, x]
+        case "none":
+            return []
+    return [x]
+
+
+@pytest.mark.parametrize("how", ["data", "transposed", "resized", "replaced", "a view", "more", "none", "stays"])
+def test_tensors_that_stay_are_told_from_others(how: str) -> None:
+    view = view_function()
+    assert view is not None
+    x = torch.randn(3, 3)
+    where = Where([x], cpp_build.build, view)
+    assert where.stay([x])
+    changed = moves(x, how)
+    assert where.stay(changed) == (how == "stays")
+    assert Where([torch.randn(4)[1:], torch.zeros(())], cpp_build.build, view).stay([x]) is False
+
+
+def test_what_is_told_of_a_tensor_ends_with_it() -> None:
+    xs = [torch.randn(3), torch.randn(2, 2)]
+    y = known.Known(xs, [], True, lambda tensors: Where(tensors, cpp_build.build, view_function() or 0))
+    for _ in range(3):
+        assert y.again(xs) is y.places
+    assert len(y.stays) == 2
+    del xs[1]
+    assert not y.stays
 
 
 def test_what_is_alike_needs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from updsl.back.cpp_finite import Finite
 from updsl.back.cpp_source import Code, Tensors, generate
+from updsl.back.cpp_where import Where, view_function
 from updsl.back.kernel_exec import MOST_RUNS, KernelBackend, ToPlan, watch_dtype
 from updsl.back.kernel_kind import Kind
 from updsl.back.kernel_tables import Kernel, Tables, attribute, dtype_name, empty, places_of, stored_states
@@ -40,9 +42,9 @@ class HostTables(Tables):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.pointers: tuple[ctypes.c_void_p, ...] = ()
+        self.overflowed = self.has_bad
 
-    @property
-    def overflowed(self) -> bool:
+    def has_bad(self) -> bool:
         """Whether the last step gave an entry that is not finite."""
         return any(bool(chunks[:, BAD].any()) for chunks in self.chunks)
 
@@ -152,6 +154,11 @@ class CppBackend(KernelBackend):
             found = Finite(places.alike, [(x.numel(), dtype_name(x)) for x in frame.g.values()], self.build)
             self._finite = [*self._finite[-MOST_RUNS + 1 :], found]
         return found.holds(places)
+
+    def where(self, tensors: Sequence[Tensor]) -> Where | None:
+        """Tells whether these tensors stay where they are; None where torch does not show it to C."""
+        view = view_function()
+        return None if view is None else Where(tensors, self.build, view)
 
     def run(self, tables: Tables, frame: Frame, after: RuleState, in_place: bool) -> dict[str, Any]:
         """Everything is made before the kernel runs, after which nothing can fail."""

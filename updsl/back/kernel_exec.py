@@ -312,13 +312,14 @@ class KernelBackend(ABC):
 
     def fill(self, tables: Tables, frame: Frame, after: RuleState, in_place: bool) -> list[Tensor]:
         """The numbers of a step, and its inputs; gives what must be kept alive."""
-        held = point_to_inputs(tables, frame)
+        held = point_to_inputs(tables, frame) if tables.has_inputs else []
         if tables.counts:
             base, more = (after.t.base, after.t.more) if isinstance(after.t, Counts) else (after.t, 0)
             if tables.base is None or tables.base[0] is not base:
-                tables.base = base, np.fromiter(map(base.__getitem__, frame.g), np.float64, len(frame.g))
-            for table, places, field in tables.counts:
-                table[field] = tables.base[1][places] + more
+                steps = np.fromiter(map(base.__getitem__, frame.g), np.float64, len(frame.g))
+                tables.base = base, [steps[places] for _, places, _ in tables.counts]
+            for (table, _, field), steps in zip(tables.counts, tables.base[1], strict=True):
+                table[field] = steps + more
         self.fill_shared(tables.kernel.code.group, tables.group, tables.groups, frame, after)
         self.fill_shared(tables.kernel.code.model, tables.model, ("",), frame, after)
         tables.model["in_place"] = in_place

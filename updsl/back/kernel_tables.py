@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
@@ -45,20 +45,18 @@ class Tables:
     held: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """classes: of the tensors of each group. counts: where the steps of each tensor are handed over; base: how many there were when the run began, at
-        the places of the tensors. pointed, weights: the addresses that the tables hold, where they are known."""
+        """classes: of the tensors of each group. counts: where the steps of each tensor are handed over; base: how many there were when the run began, for
+        each of these places. pointed, weights: the addresses that the tables hold, where they are known. overflowed: tells whether the last step gave an
+        entry that is not finite; None where nobody looks."""
         self.classes: list[set[int]] = [set() for _ in self.groups]
         self.counts: list[tuple[np.ndarray, np.ndarray, str]] = []
         self.watched: list[tuple[str, tuple[str, ...], np.ndarray, str]] = []
-        self.base: tuple[Mapping[str, int], np.ndarray] | None = None
+        self.base: tuple[Mapping[str, int], list[np.ndarray]] | None = None
+        self.overflowed: Callable[[], bool] | None = None
         self.pointed: Places | None = None
         self.weights: np.ndarray | None = None
-        self.has_weights = any(what in ("old w", "new w") for kind in self.kernel.code.kinds for _, (what, _) in kind.table.fields.values())
-
-    @property
-    def overflowed(self) -> bool | None:
-        """Whether the last step gave an entry that is not finite; None where nobody looks."""
-        return None
+        held = {what for kind in self.kernel.code.kinds for _, (what, _) in kind.table.fields.values()}
+        self.has_weights, self.has_inputs = bool(held & {"old w", "new w"}), bool(held & {"old input", "input"})
 
     def divide(self, group_of: Mapping[str, int]) -> None:
         """Says of each group which tensors it has."""

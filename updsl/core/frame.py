@@ -7,7 +7,7 @@ Arrays by scope: element the grid (the parameter's own shape where the grid is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -103,10 +103,11 @@ class Frame:
 @dataclass
 class Result:
     """What one step gives: new arrays, nothing changed in place. weights is None unless the rule writes w. watches: label → 0-d array (scope all) or
-    key → 0-d array (tensor, group). overflowed: whether an entry of the new weights, or else of out, is not finite; None where nobody looked."""
+    key → 0-d array (tensor, group). overflowed: asked before the next step, whether an entry of the new
+    weights, or else of out, is not finite; None where nobody looked."""
 
     out: dict[str, Array]
     weights: dict[str, Array] | None
     watches: dict[str, Any]
     state: RuleState
-    overflowed: bool | None = None
+    overflowed: Callable[[], bool] | None = None

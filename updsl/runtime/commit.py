@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[missing-import]  # what `signal` is made of, without the enumerations that it makes at every call
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,20 +127,20 @@ def write(targets: list[torch.Tensor], values: list[torch.Tensor]) -> None:
         torch._foreach_copy_([t for t, _ in pairs], [v for _, v in pairs])
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
+class uninterrupted:
     """Ctrl-C waits until the block is done. (Only the main thread is interrupted.)"""
-    if threading.current_thread() is not threading.main_thread() or not callable(_signal.getsignal(_signal.SIGINT)):
-        yield
-        return
-    late: list[Any] = []
-    before = _signal.signal(_signal.SIGINT, lambda number, place: late.append((number, place)))
-    try:
-        yield
-    finally:
-        _signal.signal(_signal.SIGINT, before)
-        if late and callable(before):
-            before(*late[0])
+
+    def __enter__(self) -> None:
+        self.before: Any = None
+        self.late: list[tuple[Any, Any]] = []
+        if threading.current_thread() is threading.main_thread() and callable(_signal.getsignal(_signal.SIGINT)):
+            self.before = _signal.signal(_signal.SIGINT, lambda number, place: self.late.append((number, place)))
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            _signal.signal(_signal.SIGINT, self.before)
+            if self.late:
+                self.before(*self.late[0])
 
 
 def _refused(message: str, help_: str) -> UpdslError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,7 @@ from updsl.runtime.bind import Layout, frame, named, numbers
 from updsl.runtime.commit import apart, overlapping, uninterrupted, writable, write
 from updsl.runtime.flat import Flat, side_by_side
 from updsl.runtime.inputs import inputs_of
-from updsl.runtime.known import Known
+from updsl.runtime.known import Known, like
 from updsl.runtime.parameters import rate, set_later
 from updsl.runtime.reference import over_tensors
 from updsl.runtime.rule import Rule, from_samples, start, to_rule
@@ -149,7 +148,7 @@ class Compiled:
         written = self._written(engine, now, given)
         if isinstance(engine.run, InPlace) and engine.run.steps_in_place(now) and self._writes_all(engine, now, given) and self._inputs_apart(now, written):
             if len(now.g) == len(given) and not inputs and params is self.params:
-                self._last = Last(now, here.has_lr(lr), [name for name in now.w if engine.reads_weights(name)])
+                self._last = Last(now, here.has_lr(lr), [name for name in now.w if engine.reads_weights(name)], getattr(engine.run, "where", None))
             return self._step_in_place(now)
         result = engine.run.step(self.state.kept, now)
         self._commit(result, written, params)
@@ -209,10 +208,10 @@ class Compiled:
 class Last:
     """A step in place whose arguments were checked."""
 
-    def __init__(self, frame: Frame, has_lr: bool, reads: Sequence[str]):
+    def __init__(self, frame: Frame, has_lr: bool, reads: Sequence[str], where: Any):
         self.has_lr, self.names = has_lr, list(frame.g)
-        self.known = Known(list(frame.g.values()), [frame.w[name] for name in reads], len(reads) == len(frame.w))
-        self.frame = replace(frame, g={})
+        self.known = Known(list(frame.g.values()), [frame.w[name] for name in reads], len(reads) == len(frame.w), where)
+        self.frame = like(frame, {}, frame.params, frame.lr, None)
 
     def again(self, grads: Mapping[str, torch.Tensor] | None, lr: Any, of: Compiled) -> Frame | None:
         """The frame of such a step, with these gradients and the numbers as of now; None where something must be checked."""
@@ -222,5 +221,4 @@ class Last:
         places = self.known.again(list(grads.values()))
         if places is None:
             return None
-        params, lrs = numbers(here, of.values, lr)
-        return replace(self.frame, g=grads, lr=lrs, params=params, places=places)
+        return like(self.frame, grads, *numbers(here, of.values, lr), places)

@@ -182,7 +182,9 @@ class Driver:
             return None
         if scale is None and self.writes_in_place(engine, admitted, in_place):
             if not self.inputs:
-                self._last = Last(here, [self._members[name].parameter for name in here.shapes], admitted, self.reads(engine))
+                self._last = Last(
+                    here, [self._members[name].parameter for name in here.shapes], admitted, self.reads(engine), getattr(engine.run, "where", None)
+                )
             return Stepped(admitted, None, finite, engine.run)
         result = self.guard.review(self.state, admitted, engine.run.step(self.state, admitted), finite)
         if result is None:
@@ -242,7 +244,7 @@ class Driver:
 
     def _step_in_place(self, stepped: Stepped) -> Result:
         result = cast(InPlace, stepped.run).step_in_place(self.state, stepped.frame)
-        overflowed = ~all_finite((result.weights or result.out).values()) if result.overflowed is None else result.overflowed
+        overflowed = ~all_finite((result.weights or result.out).values()) if result.overflowed is None else result.overflowed()
         self.guard.count_overflow(stepped.finite, overflowed)
         return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from operator import attrgetter, is_
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from updsl.core.frame import Counts, Frame, RuleState
 from updsl.runtime.bind import Layout, numbers
-from updsl.runtime.known import Known
+from updsl.runtime.known import Known, like
 from updsl.runtime.mirror import RUN, STEPS
 
 GRADIENT = attrgetter("grad")
@@ -20,13 +19,13 @@ GRADIENT = attrgetter("grad")
 class Last:
     """A step in place whose arguments were checked. parameters: all that might take part, of which some have a gradient; reads: whether weights matter."""
 
-    def __init__(self, here: Layout, parameters: list[torch.Tensor], frame: Frame, reads: bool):
+    def __init__(self, here: Layout, parameters: list[torch.Tensor], frame: Frame, reads: bool, where: Any):
         self.tensors, self.parameters, self.names = here.tensors, parameters, list(frame.g)
         self.entries = here.overridden, here.has_lr(None)
         self.absent = [p.grad is None for p in parameters]
         self.is_whole = not any(self.absent)
-        self.known = Known(list(frame.g.values()), [p for p, absent in zip(parameters, self.absent, strict=True) if reads and not absent], reads)
-        self.frame = replace(frame, g={})
+        self.known = Known(list(frame.g.values()), [p for p, absent in zip(parameters, self.absent, strict=True) if reads and not absent], reads, where)
+        self.frame = like(frame, {}, frame.params, frame.lr, None)
 
     def again(self, here: Layout, values: Mapping[str, Any]) -> Frame | None:
         """The frame of such a step, with the gradients and numbers as of now; None where something must be checked."""
@@ -40,8 +39,7 @@ class Last:
         places = self.known.again(gradients)
         if places is None:
             return None
-        params, lrs = numbers(here, values, None)
-        return replace(self.frame, g=dict(zip(self.names, gradients, strict=True)), lr=lrs, params=params, places=places)
+        return like(self.frame, dict(zip(self.names, gradients, strict=True)), *numbers(here, values, None), places)
 
 
 class Display:

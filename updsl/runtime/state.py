@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unicodedata import normalize
 
@@ -41,7 +41,7 @@ class State:
 
     def after(self, kept: RuleState) -> State:
         """The same, a step later."""
-        return replace(self, kept=kept)
+        return State(self.layout, self.seed, kept, self.rule)
 
 
 def text_hash(text: str) -> int:
