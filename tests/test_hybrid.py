@@ -131,5 +131,28 @@ def test_a_checkpoint_holds_what_torch_computed_in_the_last_step(text: str) -> N
     assert torch.equal(w, other_w)
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        "v ← 0.9*v + mean(abs(g))\n    x = g/(v*1.1 + 0.1)",
+        "v ← 0.9*v + mean(abs(g)) per row\n    x = g/(v + 0.1)",
+        "v ← 0.9*v + quantile(abs(g), 60%) per block(4)\n    x = g/(v + 0.1)",
+        "v ← v + median(g)\n    x = tanh(g)*(2*v + 0.3*median(g))",
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_and_kernels_have_the_same_bits(x: str, dtype: torch.dtype) -> None:
+    """An entry that is the median, or the largest, of its tensor is that to both."""
+    text = (
+        f"rule r:\n    state v = 0\n    {x}\n    watch middle = count(x == median(x))\n    watch top = count(abs(x) >= quantile(abs(x), 100%))\n"
+        "    s = (norm(x) per row)*0.7\n    watch row = count(s == median(s) per tensor) per tensor\n    return x\n"
+    )
+    shapes = {"a": (5, 3), "b": (7, 9), "c": (31,), "d": (33, 17)}
+    y = updsl.compile(updsl.parse(text), {n: torch.zeros(s, dtype=dtype) for n, s in shapes.items()}, backend="cpp")
+    for t in range(6):
+        watches = y.step({n: kernels.normal(*s, salt=10 * t + i, dtype=dtype) for i, (n, s) in enumerate(shapes.items())})
+        assert not [(label, n) for label, by_name in watches.items() for n, k in by_name.items() if k < 1]
+
+
 def fails(*_: object, **__: object) -> None:
     raise RuntimeError("out of memory")

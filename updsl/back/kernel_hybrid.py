@@ -124,7 +124,7 @@ class HybridBackend:
     def bytes_of(self, owner: int, states: Sequence[State], dtypes: Mapping[str, tuple[str, str]]) -> int:
         """That these states of all tensors of a class have."""
         names = [n for n, c in self.class_of.items() if c == owner]
-        return sum(self.whole.state_bytes(s, n, 1 if s.type.boolean else 8 if dtypes[n][0] == "float64" else 4) for s in states for n in names)
+        return sum(self.whole.state_bytes(s, n, 1 if s.type.boolean else 8 if "float64" in (dtypes[n][0], s.dtype) else 4) for s in states for n in names)
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class HybridBackend:
         """Memory for a value of a tensor."""
         rows, cols = self.tensors[name].grid
         sizes = {"element": g.shape, "row": (rows,), "column": (cols,), "block": (-(-rows * cols // (s.type.scope.size or 1)),)}
-        real = torch.float64 if g.dtype == torch.float64 else torch.float32
+        real = torch.float64 if g.dtype == torch.float64 or s.dtype == "float64" else torch.float32
         return torch.empty(() if is_shared(s.type) else sizes.get(s.type.scope.name, ()), dtype=torch.bool if s.type.boolean else real, device=g.device)
 
     def before_last(self, stages: Sequence[Stage], state: RuleState, frame: Frame, memory: list[RuleState] | None) -> tuple[Handed, Handed]:

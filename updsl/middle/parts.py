@@ -1,8 +1,8 @@
 """A step in parts, where kernels do not cover all of it: torch computes the rest between sweeps.
 
 Parts take turns: kernels, torch, kernels, … . Everything that leaves the step leaves by the last part, which is kernels', so that torch may fail in any other
-and nothing has changed. A part hands on what it adds up, what torch gives, and elementwise operands of torch; whatever else a later part needs, it
-computes anew.
+and nothing has changed. A part hands on what it adds up, what torch gives, and what torch reads; whatever else a later part needs, it computes anew. What both
+torch and kernels read is rounded once, for both: an entry that is the median of its tensor is not above it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from updsl.core.scope import ELEMENT
 from updsl.core.straight import local_roots, shared_roots, values_read
 from updsl.middle.flat import Programs, bindings_of, changing
 from updsl.middle.lift import is_full
-from updsl.middle.separate import Foreign, any_foreign, is_one_pass, is_summed, separated
+from updsl.middle.separate import Foreign, any_foreign, is_leaf, is_of_numbers, is_one_pass, is_summed, separated
 
 Name = tuple[int, str]
 """Class and name of a value."""
@@ -53,6 +53,7 @@ class Split:
         self.level: dict[Name, int] = {}
         self.torch_level: dict[Name, int] = {}
         self.home: dict[Name, int] = {}
+        self.owners = {step.name: tuple(step.bindings) for step in self.order if isinstance(step, schedule.Shared)}
         for step in self.order:
             self.place(step)
         self.last = even(max(self.level.values(), default=0))
@@ -79,16 +80,32 @@ class Split:
         return self.torch_level[c, name]
 
     def first_read_by_torch(self, c: int, name: str) -> int:
-        e = self.exprs[c, name]
-        if (c, name) not in self.home and is_full(e) and not self.is_foreign_array(e) and not self.is_cheap(c, e):
-            self.home[c, name] = even(self.level[c, name])
+        e, level = self.exprs[c, name], self.level[c, name]
+        if (c, name) not in self.home and not self.is_foreign_array(e):
+            if is_full(e) and not self.is_cheap(c, e):
+                self.home[c, name] = even(level)
+            elif not is_full(e) and not is_leaf(e) and not self.is_of_numbers(c, e):
+                home = level if self.operands_read_by_torch(c, e) == level else even(level)
+                self.home |= {(owner, name): home for owner in self.owners.get(name, (c,))}
         if (c, name) in self.home:
             return self.home[c, name] | 1
+        return self.operands_read_by_torch(c, e)
+
+    def operands_read_by_torch(self, c: int, e: Expr) -> int:
         return max((self.read_by_torch(c, n) for n in values_read(e)), default=0)
 
     def is_cheap(self, c: int, e: Expr) -> bool:
         """Whether torch computes it in one pass over what is there."""
         return is_one_pass(e) and all((c, n) in self.home or not is_full(self.exprs[c, n]) for n in values_read(e))
+
+    def is_of_numbers(self, c: int, e: Expr) -> bool:
+        """Whether it depends on no tensor: torch computes it in float64, as kernels do."""
+        return is_of_numbers(e, lambda name: self.is_of_numbers(c, self.exprs[c, name]))
+
+    def is_rounded(self, c: int, name: str) -> bool:
+        """Whether a value of coarser scope is read by torch: in the type of entries, so that no kernel may know it better."""
+        e = self.exprs[c, name]
+        return not is_full(e) and not e.type.boolean and any((owner, name) in self.torch_level for owner in self.owners.get(name, (c,)))
 
     def is_foreign_array(self, e: Expr) -> bool:
         """Which kernels cannot hold: windows, samples, other grids. Every part of torch that reads one computes it."""
@@ -119,7 +136,6 @@ class Split:
 
     def computed(self, start: set[Name], k: int) -> set[Name]:
         """The bindings of a part: all that its results need, but for what earlier parts hand on."""
-        shared = {step.name: list(step.bindings) for step in self.order if isinstance(step, schedule.Shared)}
         waiting, kept = list(start), set()
         while waiting:
             name = waiting.pop()
@@ -127,14 +143,14 @@ class Split:
             if home != k:
                 self.wanted.setdefault(home, set()).add(name)
             elif name not in kept:
-                for owner in shared.get(name[1], [name[0]]):
+                for owner in self.owners.get(name[1], (name[0],)):
                     kept.add((owner, name[1]))
                     waiting += [(owner, n) for n in values_read(self.exprs[owner, name[1]])]
         return kept
 
     def program(self, c: int, k: int, kept: set[Name]) -> Program:
         p = self.programs[c]
-        body = tuple(replace(b, expr=self.handed(c, k, b.expr)) for b in p.body if isinstance(b, Binding) and (c, b.name) in kept)
+        body = tuple(made for b in p.body if isinstance(b, Binding) and (c, b.name) in kept for made in self.bound(c, k, b))
         given = [(n, self.exprs[c, n]) for owner, n in sorted(self.wanted.get(k, ())) if owner == c]
         final = k == self.last
         commits = dict(p.commits)
@@ -151,11 +167,11 @@ class Split:
         read = {name for e in roots(made) for n in walk(e) for name in states_named(n)}
         states = [s for s in p.states if s.name in gives or s.name in read]
         kept_as = [(s.name, self.handed(c, k, commits[s.name]) if s.name in gives else Ref(s.name, "state", s.type)) for s in states]
-        handing = [State(HANDED + n, None, as_number(e.type)) for n, e in given]
+        handing = [State(HANDED + n, None, as_number(e.type), None if is_full(e) or k % 2 or self.is_rounded(c, n) else "float64") for n, e in given]
         made = replace(
             made,
             states=(*states, *handing),
-            commits=(*kept_as, *((HANDED + n, numbered(Ref(n, "value", e.type))) for n, e in given)),
+            commits=(*kept_as, *((HANDED + n, numbered(self.handed(c, k, Ref(n, "value", e.type)))) for n, e in given)),
         )
         return replace(made, inputs=tuple(self.inputs(c, made)))
 
@@ -174,12 +190,25 @@ class Split:
             if name not in own and n.kind == "input":
                 yield Input(name, "stream" if n.type.scope == ELEMENT else "per", n.type)
 
+    def bound(self, c: int, k: int, b: Binding) -> Iterator[Binding]:
+        """A binding in this part, and what it is rounded to."""
+        yield replace(b, expr=self.handed(c, k, b.expr))
+        if self.rounds(c, k, b.name):
+            t = b.expr.type
+            yield Binding(HANDED + b.name, Apply("store", (Ref(b.name, "value", t),), t, ("state", HANDED + b.name)))
+
+    def rounds(self, c: int, k: int, name: str) -> bool:
+        """Whether this part, of kernels, hands on the value as torch reads it."""
+        return k % 2 == 0 and (c, name) in self.wanted.get(k, ()) and self.is_rounded(c, name)
+
     def handed(self, c: int, k: int, e: Expr) -> Expr:
-        """e, where what an earlier part handed on is an input."""
+        """e, where what an earlier part handed on is an input, and what this part rounds is rounded."""
 
         def step(n: Expr) -> Expr:
-            if not (isinstance(n, Ref) and n.kind == "value" and self.home.get((c, n.name), k) != k):
+            if not (isinstance(n, Ref) and n.kind == "value"):
                 return n
+            if self.home.get((c, n.name), k) == k:
+                return replace(n, name=HANDED + n.name) if self.rounds(c, k, n.name) else n
             x = Ref(HANDED + n.name, "input", as_number(n.type))
             return x if x.type == n.type else Apply("ne", (x, ZERO), n.type)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from updsl.core.ir import Apply, Binding, Expr, Program, Reduce, Ref, bindings, children, is_joint, is_shared, of_each_tensor, rebuild, walk
+from updsl.core.ir import Apply, Binding, Const, Expr, Program, Reduce, Ref, bindings, children, is_joint, is_shared, of_each_tensor, rebuild, walk
 from updsl.middle.flat import Programs, is_joint_root, tidy, with_roots
 from updsl.middle.lift import is_full
 
@@ -59,13 +59,21 @@ class Separate:
         """The expression of a binding."""
         if is_shared(e.type):
             return rebuild(e, tuple(a if is_shared(a.type) else self.inner(a) for a in children(e))) if is_summed(e) else e
-        return self.alone(e) if self.foreign(e) or is_summed(e) else rebuild(e, tuple(map(self.inner, children(e))))
+        return self.alone(e) if self.foreign(e) or is_summed(e) else self.inside(e)
 
     def inner(self, e: Expr) -> Expr:
         """A part of an expression: by name, if it is to stand alone."""
         if self.foreign(e) or is_summed(e):
             return self.bound(self.alone(e), e.op if isinstance(e, Apply | Reduce) else "given")
-        return rebuild(e, tuple(map(self.inner, children(e))))
+        return self.inside(e)
+
+    def inside(self, e: Expr) -> Expr:
+        """What is neither foreign nor a reduction of entries: over names of what is computed of coarser values, where torch may be the one that reads it."""
+        return rebuild(e, tuple(self.coarser(a) if is_full(e) and not is_full(a) else self.inner(a) for a in children(e)))
+
+    def coarser(self, e: Expr) -> Expr:
+        e = self.inner(e)
+        return e if is_leaf(e) or is_of_numbers(e) or is_shared(e.type) else self.bound(e, "operand")
 
     def alone(self, e: Expr) -> Expr:
         """What stands alone: a reduction of entries, or foreign nodes, over names and what costs torch no more passes than a kernel."""
@@ -76,8 +84,10 @@ class Separate:
     def operand(self, e: Expr) -> Expr:
         if self.foreign(e):
             return self.alone(e)
-        e = rebuild(e, tuple(map(self.inner, children(e))))
-        return self.bound(e, "operand") if is_full(e) and not is_one_pass(e) else e
+        if not is_full(e):
+            return self.coarser(e)
+        e = self.inside(e)
+        return e if is_one_pass(e) else self.bound(e, "operand")
 
     def bound(self, e: Expr, name: str) -> Ref:
         e = of_each_tensor(e)
@@ -95,6 +105,40 @@ class Separate:
         return name
 
 
+EXACT = frozenset("neg add sub mul div minimum maximum clamp lt le gt ge eq ne and or not isfinite select abs sign sqrt floor round spread".split())
+"""Ops that torch and kernels give the same bits for."""
+
+
 def is_one_pass(e: Expr) -> bool:
-    """One op over what is there: torch takes one pass for it."""
-    return all(not children(a) for a in children(e) if is_full(a))
+    """One op over what is there: torch takes one pass for it, and has the bits of a kernel."""
+    return is_leaf(e) or (is_exact(e) and all(is_leaf(a) or (not is_full(a) and is_of_numbers(a)) for a in children(e)))
+
+
+def is_exact(e: Expr) -> bool:
+    match e:
+        case Apply("pow", (_, Const(2.0))):
+            return True
+        case Apply(op=op):
+            return op in EXACT
+        case _:
+            return False
+
+
+def is_leaf(e: Expr) -> bool:
+    """A name or a literal, for the cells of whatever scope."""
+    return not children(e) or (isinstance(e, Apply) and e.op == "spread" and is_leaf(e.args[0]))
+
+
+def is_of_numbers(e: Expr, named: Callable[[str], bool] = lambda name: False) -> bool:
+    """Whether it depends on no tensor; of values by name, what `named` says."""
+
+    def one(n: Expr) -> bool:
+        match n:
+            case Ref(name, "value"):
+                return named(name)
+            case Ref(kind=kind):
+                return kind == "param" or (kind == "builtin" and not is_full(n))
+            case _:
+                return not isinstance(n, Reduce)
+
+    return all(map(one, walk(e)))
