@@ -17,7 +17,7 @@ import updsl
 from updsl.back import cpp_build, kernel_exec, kernel_first, kernel_watch, torch_exec
 from updsl.back.cpp_covers import uncovered
 from updsl.back.cpp_finite import CHUNK, TYPES, Finite
-from updsl.back.cpp_where import Where, view_function
+from updsl.back.kernel_where import Where, view_function
 from updsl.core.frame import Frame, Places, RuleState, Tensor
 from updsl.front import elaborate
 from updsl.runtime import known

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from updsl.back.cpp_finite import Finite
 from updsl.back.cpp_source import Code, Tensors, generate
-from updsl.back.cpp_where import Where, view_function
 from updsl.back.kernel_exec import MOST_RUNS, KernelBackend, ToPlan, watch_dtype
 from updsl.back.kernel_kind import Kind
 from updsl.back.kernel_tables import Kernel, Tables, attribute, dtype_name, empty, places_of, stored_states
+from updsl.back.kernel_where import Where, view_function
 from updsl.core import frame
 from updsl.core.frame import Frame, RuleState
 from updsl.core.ir import Program
