@@ -24,7 +24,7 @@ def mistakes(file: Path) -> list[Diagnostic]:
     use = re.match(r"# for (.*)", file.read_text(encoding="utf-8", errors="replace"))
     if use is None:
         try:
-            return check_file(file.name)[1]
+            return check_file(file.name)
         except UpdslError as e:
             return e.diagnostics
     given = dict(pair.split("=") for pair in use.group(1).split(", "))

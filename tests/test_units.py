@@ -128,7 +128,7 @@ def test_check_warns_and_explain_says(tmp_path) -> None:
 
     file = tmp_path / "f.upd"
     file.write_text("rule f:\n    return g + g^2\n", encoding="utf-8")
-    assert [(d.code, d.span.line, d.severity) for d in check_file(file)[1]] == [("unit-conflict", 2, "warning")]
+    assert [(d.code, d.span.line, d.severity) for d in check_file(file)] == [("unit-conflict", 2, "warning")]
     assert "eps = 1e-08: [g]" in updsl.explain("adam")
 
 

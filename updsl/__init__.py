@@ -12,7 +12,7 @@ from updsl.core.diagnostic import UpdslError
 
 if TYPE_CHECKING:
     from updsl.explanation import explain
-    from updsl.properties import units
+    from updsl.properties import check, units
     from updsl.runtime.compiled import compile
     from updsl.runtime.flat import flatten
     from updsl.runtime.optimizer import Optimizer, optimizer
@@ -27,6 +27,7 @@ HOMES = {
     "library": "updsl.runtime.rule",
     "Rule": "updsl.runtime.rule",
     "explain": "updsl.explanation",
+    "check": "updsl.properties",
     "units": "updsl.properties",
     "compile": "updsl.runtime.compiled",
     "flatten": "updsl.runtime.flat",
@@ -36,7 +37,7 @@ HOMES = {
 }
 """Public name → the module it lives in."""
 
-__all__ = ["load", "parse", "library", "Rule", "explain", "units", "compile", "flatten", "attach", "Optimizer", "optimizer", "UpdslError"]
+__all__ = ["load", "parse", "library", "Rule", "explain", "check", "units", "compile", "flatten", "attach", "Optimizer", "optimizer", "UpdslError"]
 
 
 def __getattr__(name: str) -> Any:

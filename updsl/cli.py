@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -103,45 +103,71 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
-@click.option("--laws", is_flag=True, help="Say of each law whether it is decided; this version only checks that laws make sense.")
-@click.option("--strict", is_flag=True, help="Warnings count as mistakes.")
+@click.option("--laws", is_flag=True, help="Decide the laws.")
+@click.option("--examples", type=click.IntRange(1), default=200, show_default=True, help="Streams of gradients that a law is tried on.")
+@click.option("--seed", type=int, help="Of the streams; else each law has its own.")
+@click.option("--strict", is_flag=True, help="Warnings and vacuous laws count as mistakes.")
 @click.option("--format", "output", type=click.Choice(["text", "json", "github"]), default="text", help="How to print the result.")
-def check(files: tuple[str, ...], laws: bool, strict: bool, output: str) -> int:
+def check(files: tuple[str, ...], laws: bool, examples: int, seed: int | None, strict: bool, output: str) -> int:
     """Find mistakes in rule files, and run their examples.
 
-    Exit code 0: none, or warnings alone; 1: mistakes; 2: a file that cannot be read.
+    Exit code 0: none, or warnings alone; 1: mistakes, or a law that is refuted; 2: a file that cannot be read.
     """
     found = {file: _findings(file) for file in files}
-    every = [d for _, diagnostics in found.values() for d in diagnostics]
+    every = [d for ds in found.values() for d in ds]
     errors = sum(d.severity == "error" for d in every)
+    verdicts: dict[str, list] = {}
+    for file, diagnostics in found.items():
+        if output == "text":
+            say("\n\n".join(map(render, diagnostics)) + "\n" if diagnostics else f"{file}: ok")
+        verdicts[file] = []
+        if laws and not any(d.severity == "error" for d in diagnostics):
+            for verdict in _verdicts(file, examples, seed):
+                verdicts[file].append(verdict)
+                if output == "text":
+                    say("\n".join(f"  {line}" for line in str(verdict).split("\n")))
     match output:
         case "json":
-            say_json(
-                {
-                    "files": [{"file": f, "diagnostics": [to_json(d) for d in ds], **({"laws": names} if laws else {})} for f, (names, ds) in found.items()],
-                    "errors": errors,
-                    "warnings": len(every) - errors,
-                }
-            )
+            reports = [
+                {"file": f, "diagnostics": [to_json(d) for d in ds], **({"laws": [_verdict_data(v) for v in verdicts[f]]} if laws else {})}
+                for f, ds in found.items()
+            ]
+            say_json({"files": reports, "errors": errors, "warnings": len(every) - errors})
         case "github":
             for d in every:
                 say(to_github(d))
-        case _:
-            for file, (names, diagnostics) in found.items():
-                say("\n\n".join(map(render, diagnostics)) + "\n" if diagnostics else f"{file}: ok")
-                for name in names if laws else ():
-                    say(f"  law {name}: makes sense; laws are decided in a later version")
-    return exit_code(every) or (FOUND if strict and every else 0)
+    kinds = {v.kind for vs in verdicts.values() for v in vs}
+    failed = "refuted" in kinds or (strict and (every or "vacuous" in kinds))
+    return exit_code(every) or (FOUND if failed else 0)
 
 
-def _findings(file: str) -> tuple[list[str], list[Diagnostic]]:
-    """The names of a file's laws, and what is wrong with it."""
+def _findings(file: str) -> list[Diagnostic]:
+    """What is wrong with a file."""
     from updsl.laws.check import check_file
 
     try:
         return check_file(file)
     except UpdslError as error:
-        return [], error.diagnostics
+        return error.diagnostics
+
+
+def _verdicts(file: str, examples: int, seed: int | None) -> Iterator[Any]:
+    """On each of a file's laws, as it is decided."""
+    from updsl.front.files import open_unit
+    from updsl.laws.decide import decide_all
+
+    return decide_all(open_unit(file), examples, seed)
+
+
+def _verdict_data(v: Any) -> dict:
+    return {
+        "rule": v.rule,
+        "law": v.law,
+        "kind": v.kind,
+        "detail": v.detail,
+        "counterexample": v.counterexample and v.counterexample.lines(),
+        "seconds": v.seconds,
+    }
 
 
 @cli.command(short_help="What a rule computes and keeps, or what an error means.")

@@ -93,7 +93,7 @@ def _walk(cx: Context, law: syntax.Law) -> None:
     g = Value(Ref("g", "builtin", GRID))
     instance = Instance(claim, module.unit, "", values, g, False)
     env = Env(module.unit, Sites(claim, module.unit), "", instance, Default(TENSOR), Flag(), g, in_law=True)
-    for item in (n for n in _inputs(module)):
+    for item in (n for n in inputs_of(module)):
         declare_input(cx, env, item)
     instance.names[-1]["out"] = Slot("local", Value(Ref("out", "value", GRID)), law.span)
     for q in law.quantifiers:
@@ -120,7 +120,7 @@ def _quantified(cx: Context, q: syntax.Quantifier) -> Value:
     return Value(Ref(q.name, "input", Type(ELEMENT, side, side)))
 
 
-def _inputs(module: Module) -> Iterator[syntax.InputItem]:
+def inputs_of(module: Module) -> Iterator[syntax.InputItem]:
     """The inputs of the rule and its stages, as declarations."""
     seen: set[str] = set()
     for item in input_items(module.rule, module.unit):

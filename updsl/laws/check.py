@@ -18,14 +18,13 @@ from updsl.front.unit import Constant, Unit
 from updsl.front.units import units_of
 
 
-def check_file(name_or_path: str | PathLike[str]) -> tuple[list[str], list[Diagnostic]]:
-    """The names of the file's laws, and every mistake found in it. Raises UpdslError where there is nothing to check, or the text has no structure."""
+def check_file(name_or_path: str | PathLike[str]) -> list[Diagnostic]:
+    """Every mistake found in a file. Raises UpdslError where there is nothing to check, or the text has no structure."""
     unit = open_unit(name_or_path)
-    laws = [d.name for d in unit.file.declarations if isinstance(d, syntax.Law)]
     found: dict[tuple[str, str, int, str], Diagnostic] = {}
     for d in unit_mistakes(unit):
         found.setdefault((d.code, d.span.source.name, d.span.start, d.message), d)
-    return laws, sorted(found.values(), key=lambda d: (d.span.source.name, d.span.start))
+    return sorted(found.values(), key=lambda d: (d.span.source.name, d.span.start))
 
 
 def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
