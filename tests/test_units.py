@@ -51,6 +51,11 @@ def test_lr_of_adamw_carries_the_weight() -> None:
     assert str(units.out) == "[w]"
 
 
+def test_what_is_printed() -> None:
+    said = ["out: [w]", "eps = 1e-08: [g]", "weight_decay = 0.01: [w]^-1", "lr: [w]", "behaves differently at another loss scale, through `eps`"]
+    assert list(updsl.units("adamw").lines()) == said
+
+
 def test_a_literal_factor_has_none_and_a_literal_term_what_it_must() -> None:
     assert carried(of("rule f:\n    return 3*g + 0.5")) == {"0.5": "[g]"}
     assert carried(of("rule f:\n    return g^2 + 0.5")) == {"0.5": "[g]^2"}

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,21 +116,22 @@ def check(files: tuple[str, ...], laws: bool, examples: int, seed: int | None, s
     found = {file: _findings(file) for file in files}
     every = [d for ds in found.values() for d in ds]
     errors = sum(d.severity == "error" for d in every)
-    verdicts: dict[str, list] = {}
+    verdicts: dict[str, list] = {file: [] for file in files}
     for file, diagnostics in found.items():
         if output == "text":
             say("\n\n".join(map(render, diagnostics)) + "\n" if diagnostics else f"{file}: ok")
-        verdicts[file] = []
         if laws and not any(d.severity == "error" for d in diagnostics):
-            for verdict in _verdicts(file, examples, seed):
+            from updsl.front.files import open_unit
+            from updsl.laws.decide import decide_all  # loads NumPy, which takes as long as all else
+
+            for verdict in decide_all(open_unit(file), examples, seed):
                 verdicts[file].append(verdict)
                 if output == "text":
                     say("\n".join(f"  {line}" for line in str(verdict).split("\n")))
     match output:
         case "json":
             reports = [
-                {"file": f, "diagnostics": [to_json(d) for d in ds], **({"laws": [_verdict_data(v) for v in verdicts[f]]} if laws else {})}
-                for f, ds in found.items()
+                {"file": f, "diagnostics": [to_json(d) for d in ds], **({"laws": [v.data() for v in verdicts[f]]} if laws else {})} for f, ds in found.items()
             ]
             say_json({"files": reports, "errors": errors, "warnings": len(every) - errors})
         case "github":
@@ -149,25 +150,6 @@ def _findings(file: str) -> list[Diagnostic]:
         return check_file(file)
     except UpdslError as error:
         return error.diagnostics
-
-
-def _verdicts(file: str, examples: int, seed: int | None) -> Iterator[Any]:
-    """On each of a file's laws, as it is decided."""
-    from updsl.front.files import open_unit
-    from updsl.laws.decide import decide_all
-
-    return decide_all(open_unit(file), examples, seed)
-
-
-def _verdict_data(v: Any) -> dict:
-    return {
-        "rule": v.rule,
-        "law": v.law,
-        "kind": v.kind,
-        "detail": v.detail,
-        "counterexample": v.counterexample and v.counterexample.lines(),
-        "seconds": v.seconds,
-    }
 
 
 @cli.command(short_help="What a rule computes and keeps, or what an error means.")

@@ -62,12 +62,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Elaborated:
-    """A claim for some tensors: Programs and classes as those of a rule; trees: of the comparisons, by class."""
+    """A claim for some tensors: Programs, classes and constants as those of a rule; trees: of the comparisons, by class."""
 
     programs: tuple[Program, ...]
     class_of: Mapping[str, int]
     trees: tuple[Tree, ...]
     premise: bool
+    constants: frozenset[str]
 
 
 def claim_of(module: Module, law: syntax.Law) -> Claim:
@@ -118,7 +119,7 @@ def elaborate_claim(claim: Claim, tensors: Sequence[Tensor], parameters: Mapping
     """The claim for these tensors and values of the parameters. Raises UpdslError where it cannot be made of them."""
     found = elaborate(claim.module, tensors, parameters)
     split = [Split(p) for p in found.programs]
-    return Elaborated(tuple(s.program for s in split), found.class_of, tuple(s.tree for s in split), claim.law.premise is not None)
+    return Elaborated(tuple(s.program for s in split), found.class_of, tuple(s.tree for s in split), claim.law.premise is not None, found.constants)
 
 
 class Split:

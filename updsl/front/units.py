@@ -123,6 +123,7 @@ class Inference:
         self.seen: dict[str, Linear] = {}
         self.clashes: list[tuple[Span, str, Linear, Linear]] = []
         self.shared: dict[str, Linear] = {}
+        self.stored: set[str] = set()
         self.outs: list[Linear] = []
         for c, p in enumerate(self.programs):
             self.terms = set(map(id, _terms(p)))
@@ -141,7 +142,8 @@ class Inference:
         self.body(p.body)
         spans = {s.name: s.span for s in p.states}
         for name, e in p.commits:
-            self.keeps(name, e, spans[name])
+            if not (isinstance(e, Ref) and name in self.stored):  # then the equation stands already, where the state is given its value
+                self.keeps(name, e, spans[name])
         for w in p.watches:
             self.of(w.expr)
         if p.weight is not None:
@@ -159,7 +161,8 @@ class Inference:
                 case Every(body=body, yields=yields):
                     self.body(body)
                     for y in yields:
-                        self.equal(y.inner.span, "this is {0} where the block ran, and else {1}", self.of(y.inner), self.of(y.outer))
+                        if not (isinstance(y.outer, Ref) and y.outer.kind == "state" and y.outer.name in self.stored):
+                            self.equal(y.inner.span, "this is {0} where the block ran, and else {1}", self.of(y.inner), self.of(y.outer))
                         self.values[y.name] = self.of(y.inner)
 
     def keeps(self, name: str, e: Expr, span: Span) -> None:
@@ -243,12 +246,13 @@ class Inference:
                 self.all_equal(e, units)
                 return Linear()
         self.all_equal(e, units)
-        if e.op == "store" and len(e.static) > 1 and e.static[1] != "w" and f"state {e.static[1]}" in self.seen:
+        if e.op == "store" and f"state {e.static[1]}" in self.seen:
             self.keeps(e.static[1], e.args[0], e.span)
+            self.stored.add(e.static[1])
         return units[0] if units else unknown(FREE, f"{self.prefix}{id(e)}")
 
-    def all_equal(self, e: Expr, units: list[Linear]) -> None:
-        says = SAYS.get(e.op, "this compares {0} with {1}") if isinstance(e, Apply | Reduce) else ""
+    def all_equal(self, e: Apply | Reduce, units: list[Linear]) -> None:
+        says = SAYS.get(e.op, "this compares {0} with {1}")
         for other in units[1:]:
             self.equal(e.span, says, units[0], other)
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 
 from updsl.core.frame import Key, Tensor
-from updsl.core.ir import Input, Program
+from updsl.core.ir import Input
 from updsl.front import syntax
 from updsl.front.claim import Claim
 from updsl.front.module import Module
@@ -47,11 +47,12 @@ class Search:
         self.sets = _sets(module, self.parameters)
         self.horizon = _horizon(self.parameters)
         self.trials: dict[object, Trial] = {}
+        self.constants: frozenset[str] = frozenset()
         self.compared = self.streams = self.steps = self.smaller = 0
         self.last = ""
         self.found: tuple[Setting, Outcome] | None = None
 
-    def run(self, examples: int, number_: int) -> None:
+    def run(self, examples: int, number: int) -> None:
         """Tries this many streams, those of this seed; `found` is then the smallest that breaks the law, if one does."""
         test = given(st.data())(self.attempt)
         test = settings(
@@ -64,7 +65,7 @@ class Search:
             report_multiple_bugs=False,
         )(test)
         with contextlib.suppress(Broken):
-            seed(number_)(test)()
+            seed(number)(test)()
 
     def attempt(self, data: st.DataObject) -> None:
         setting = data.draw(st.composite(lambda draw: self.drawn(draw))())
@@ -81,11 +82,16 @@ class Search:
             raise Broken
 
     def trial(self, setting: Setting) -> Trial:
-        """What runs this setting: one for each set of tensors, and for the values of parameters that a quantifier gives."""
-        key = (setting.tensors, tuple(sorted((n, v) for n, v in setting.parameters.items() if n in self.claim.ranges)))
-        if key not in self.trials:
-            self.trials[key] = Trial(self.module, self.claim, setting.tensors, setting.parameters, setting.numbers)
-        return self.trials[key]
+        """What runs this setting: one for each set of tensors, and for each value of what is constant."""
+        if self.key(setting) not in self.trials:
+            made = Trial(self.module, self.claim, setting.tensors, setting.parameters, setting.numbers)
+            self.constants |= made.constants
+            self.trials[self.key(setting)] = made
+        return self.trials[self.key(setting)]
+
+    def key(self, setting: Setting) -> object:
+        values = {**setting.parameters, **setting.numbers}
+        return setting.tensors, tuple((n, values[n]) for n in self.claim.ranges if n in self.constants)
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -103,7 +109,7 @@ class Search:
         salt = draw(st.integers(0, 7))
         weights = {t.name: draw(st.just(np.zeros(t.shape)) | _gradient(t.shape, False)) for t in tensors}
         rng = np.random.default_rng(salt)
-        inputs = tuple(_handed(trial, self.module, rng) for _ in steps) if self.module.inputs else ()
+        inputs = tuple(_handed(trial, rng) for _ in steps) if self.module.inputs else ()
         return replace(
             fresh,
             steps=tuple(steps),
@@ -159,7 +165,7 @@ def _gradient(shape: tuple[int, ...], any_: bool) -> st.SearchStrategy[np.ndarra
     return st.builds(made, rows, st.sampled_from(SCALES), dead)
 
 
-def _handed(trial: Trial, module: Module, rng: np.random.Generator) -> dict[str, dict[Key, np.ndarray]]:
+def _handed(trial: Trial, rng: np.random.Generator) -> dict[str, dict[Key, np.ndarray]]:
     """The inputs of a step, by the keys of their scope."""
     found: dict[str, dict[Key, np.ndarray]] = {}
     for c, p in enumerate(trial.rule.programs):
@@ -167,11 +173,11 @@ def _handed(trial: Trial, module: Module, rng: np.random.Generator) -> dict[str,
             for t in trial.tensors:
                 if trial.rule.class_of[t.name] == c:
                     key: Key = "" if item.type.scope.name == "all" else 0 if item.type.scope.name == "group" else t.name
-                    found.setdefault(item.name, {}).setdefault(key, _value(item, t, p, rng))
+                    found.setdefault(item.name, {}).setdefault(key, _value(item, t, rng))
     return found
 
 
-def _value(item: Input, t: Tensor, p: Program, rng: np.random.Generator) -> np.ndarray:
+def _value(item: Input, t: Tensor, rng: np.random.Generator) -> np.ndarray:
     sizes = {"rows": t.grid[0], "cols": t.grid[1]}
     if item.kind in ("stream", "samples"):
         return np.round(rng.standard_normal((2, *t.shape) if item.kind == "samples" else t.shape), 2)

@@ -61,14 +61,17 @@ class Outcome:
 
 
 class Trial:
-    """A law about a rule, for some tensors and values of the parameters, ready to run on streams. Raises UpdslError where the rule cannot be used so."""
+    """A law about a rule, for some tensors and values of the parameters, ready to run on streams. constants: the parameters, and numbers of the law, whose
+    values are fixed here; others may be others in a setting. Raises UpdslError where the rule cannot be used so."""
 
     def __init__(self, module: Module, claim: Claim, tensors: Sequence[Tensor], parameters: Mapping[str, Constant], numbers: Mapping[str, float]):
         self.claim, self.tensors = claim, tuple(tensors)
         rule = elaborate(module, tensors, parameters)
+        self.constants = rule.constants
         self.rule = Interpreter(rule.programs, rule.class_of, tensors)
         more = {n: numbers.get(n, 1.0) for n in claim.module.parameters if n not in parameters}
         self.said: Elaborated = elaborate_claim(claim, tensors, {**parameters, **more})
+        self.constants |= self.said.constants
         self.law = Interpreter(self.said.programs, self.said.class_of, tensors)
 
     def run(self, setting: Setting) -> Outcome:
@@ -80,7 +83,7 @@ class Trial:
             w = dict(copies[0].w)
             results: dict[str, Arrays] = {"out": copies[0].step(g, given, setting)}
             results |= {f"{RESULT} {k}": {n: np.zeros(x.shape) for n, x in g.items()} for k in range(1, self.claim.streams + 1)}
-            frame = self.frame(g, w, setting, {**given, **setting.matrices, **results})
+            frame = frame_of(g, w, setting, {**given, **setting.matrices, **results})
             for k in range(1, self.claim.streams + 1):
                 stream = self.law.step(state, frame).state.values[f"{STREAM} {k}"]
                 frame.inputs[f"{RESULT} {k}"] = copies[k].step({n: np.asarray(stream[n]).reshape(g[n].shape) for n in g}, given, setting)
@@ -91,11 +94,6 @@ class Trial:
             if breach is not None:
                 return Outcome(compared, breach)
         return Outcome(compared, None)
-
-    def frame(self, g: Arrays, w: Arrays, setting: Setting, inputs: dict[str, Any]) -> Frame:
-        numbers = {n: float(v) for n, v in {**setting.parameters, **setting.numbers}.items() if not isinstance(v, str)}
-        batch = next((len(next(iter(x.values()))) for n, x in inputs.items() if self.claim.module.inputs.get(n) == "samples"), None)
-        return Frame(dict(g), w, dict.fromkeys(g, 0), {0: setting.lr}, {0: numbers}, inputs, batch, setting.seed)
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
@@ -152,13 +150,17 @@ class Copy:
         self.interpreter, self.state, self.w = interpreter, RuleState(), w
 
     def step(self, g: Arrays, inputs: Mapping[str, Any], setting: Setting) -> Arrays:
-        numbers = {n: float(v) for n, v in setting.parameters.items() if not isinstance(v, str)}
-        batch = next((len(next(iter(x.values()))) for n, x in inputs.items() if n == "samples"), None)
-        frame = Frame(dict(g), dict(self.w), dict.fromkeys(g, 0), {0: setting.lr}, {0: numbers}, dict(inputs), batch, setting.seed)
-        result = self.interpreter.step(self.state, frame)
+        result = self.interpreter.step(self.state, frame_of(g, dict(self.w), setting, dict(inputs)))
         self.state = result.state
         self.w = self.w if result.weights is None else {n: np.asarray(x) for n, x in result.weights.items()}
         return {n: np.broadcast_to(x, g[n].shape) for n, x in result.out.items()}
+
+
+def frame_of(g: Arrays, w: Arrays, setting: Setting, inputs: dict[str, Any]) -> Frame:
+    """One step of a setting, all tensors in one group."""
+    numbers = {n: float(v) for n, v in {**setting.parameters, **setting.numbers}.items() if not isinstance(v, str)}
+    batch = next((len(x) for x in inputs.get("samples", {}).values()), None)
+    return Frame(dict(g), w, dict.fromkeys(g, 0), {0: setting.lr}, {0: numbers}, inputs, batch, setting.seed)
 
 
 def compare(op: str, a: np.ndarray, b: np.ndarray, scale: float, alike: bool) -> np.ndarray:

@@ -56,6 +56,11 @@ class Verdict:
         head = f"{self.rule}.{self.law}: {self.kind}{f' ({self.detail})' if self.detail else ''}"
         return "\n".join([head, *(f"    {line}" for line in (self.counterexample.lines() if self.counterexample else ()))])
 
+    def data(self) -> dict:
+        """As plain data."""
+        found = self.counterexample and self.counterexample.lines()
+        return {"rule": self.rule, "law": self.law, "kind": self.kind, "detail": self.detail, "counterexample": found, "seconds": self.seconds}
+
 
 def _shown(x: np.ndarray) -> str:
     return np.array2string(np.asarray(x), separator=", ", threshold=64, precision=17, floatmode="unique").replace("\n", "")
