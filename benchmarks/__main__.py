@@ -58,7 +58,7 @@ def said(result: dict[str, Any]) -> str:
     if "failed" in result:
         return f"{title}: {result['failed']}"
     if result["kind"] != "job":
-        rest = {k: v for k, v in result.items() if k not in ("kind", "name", "contender", "set", "tensors", "cache", "backend")}
+        rest = {k: v for k, v in result.items() if k not in ("kind", "name", "contender", "set", "tensors", "cache", "backend", "date", "commit")}
         if result["kind"] == "numerics":
             worst = sorted(result["errors"].items(), key=lambda item: -item[1])[:3]
             rest = {"rules": len(result["errors"]), "left out": len(result["left_out"]), "worst": worst}
@@ -103,21 +103,30 @@ def main() -> int:
         return 2
     tasks = plan.card(divisor()) if given.device == "cuda" else plan.quick() if given.quick else plan.everything()
     name = re.sub(r"\W+", "-", (about["card"] if given.device == "cuda" else about["processor"]).lower()).strip("-")
-    path = RESULTS / f"{name}-{about['date']}{'-quick' if given.quick else ''}.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))["results"] if given.only and path.exists() else []
+    path = RESULTS / f"{name}{'-quick' if given.quick else ''}.json"
+    kept = earlier(path, about) if given.only else []
     end = time.monotonic() + given.budget
     results = []
     with tempfile.TemporaryDirectory(prefix="updsl-benchmarks-") as caches:
         for task in tasks:
             if given.only not in said({**task, "failed": ""}):
                 continue
-            results.append(measured(task, Path(caches), min(LIMIT, end - time.monotonic())))
+            found = measured(task, Path(caches), min(LIMIT, end - time.monotonic()))
+            results.append({**found, "date": about["date"], "commit": commit()})
             print(said(results[-1]), end="\n\n" if task["kind"] == "job" else "\n", flush=True)
             write(path, given, about, [*(r for r in kept if not any(same(r, new) for new in results)), *results])
     print(f"results: {path}")
     if not given.quick:
         runpy.run_path(str(HERE.parent / "docs" / "write_performance.py"), run_name="__main__")
     return 0
+
+
+def earlier(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results there are, if they are of this machine and these versions; each says when it was measured."""
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return data["results"] if data["machine"] == {k: v for k, v in about.items() if k != "date"} else []
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -129,7 +138,8 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def write(path: Path, given: argparse.Namespace, about: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """All results so far: what was measured is kept, whatever happens next."""
     path.parent.mkdir(exist_ok=True)
-    data = {"format": 1, "device": given.device, "quick": given.quick, "commit": commit(), "machine": about, "results": results}
+    machine = {k: v for k, v in about.items() if k != "date"}
+    data = {"format": 2, "device": given.device, "quick": given.quick, "machine": machine, "results": results}
     path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -50,7 +50,7 @@ def latest(device: str) -> dict[str, Any] | None:
     """The newest results of a CPU or a card; quick looks are none."""
     found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))]
     found = [data for data in found if data["device"] == device and not data["quick"]]
-    return max(found, key=lambda data: data["machine"]["date"], default=None)
+    return max(found, key=lambda data: max(r["date"] for r in data["results"]), default=None)
 
 
 def page(cpu: dict[str, Any] | None, card: dict[str, Any] | None, notes: str = "") -> str:
@@ -78,7 +78,8 @@ def about(data: dict[str, Any] | None) -> str:
     m = data["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     where = f"{m['card']}, CUDA {m['cuda']}" if data["device"] == "cuda" else f"{m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB"
-    return f"{m['date']} · {where} · {versions} · {m['compiler']} · commit {data['commit']}"
+    when = sorted({(r["date"], r["commit"]) for r in data["results"]})
+    return f"{where} · {versions} · {m['compiler']} · measured {', '.join(f'{date} ({commit})' for date, commit in when)}"
 
 
 def of(data: dict[str, Any] | None, kind: str, **wanted: Any) -> Results:

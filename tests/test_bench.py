@@ -204,11 +204,13 @@ def writer():
 
 
 def results(device="cpu", **samples):
-    machine = dict.fromkeys(["processor", "cores", "memory_gib", "card", "cuda", "compiler"], "?") | {"date": "2026-01-02", "versions": {"torch": "2"}}
+    machine = dict.fromkeys(["processor", "cores", "memory_gib", "card", "cuda", "compiler"], "?") | {"versions": {"torch": "2"}}
     found = {name.replace("_", " "): Samples(tuple(wall), tuple(wall)) for name, wall in samples.items()}
     plan = {"bytes_per_parameter": 20.0, "idle_bytes_per_parameter": 20.0, "launches": 2}
-    job = {"kind": "job", "name": "J1", "set": "P2", "parameters": 5, "samples": to_json(found), "errors": {"updsl cpp": 1e-7}, "left_out": {"x": "no y"}}
-    return {"device": device, "quick": False, "commit": "abc", "machine": machine, "results": [{**job, "plans": {"cpp": plan}}]}
+    when = {"date": "2026-01-02", "commit": "abc"}
+    job = {**when, "kind": "job", "name": "J1", "set": "P2", "parameters": 5, "samples": to_json(found)}
+    job |= {"errors": {"updsl cpp": 1e-7}, "left_out": {"x": "no y"}}
+    return {"device": device, "quick": False, "machine": machine, "results": [{**job, "plans": {"cpp": plan}}]}
 
 
 def test_without_results_everything_is_not_measured_yet(writer):
@@ -231,6 +233,7 @@ def test_figures_stand_beside_what_is_to_be_reached(writer):
 def test_a_measurement_that_failed_is_not_measured(writer):
     data = results(updsl_cpp=[1.0])
     data["results"] = [{"kind": "binding", "backend": "cpp", "failed": "no"}, {"kind": "overhead", "name": "J1", "seconds": 2e-4}]
+    data["results"] = [{"date": "2026-01-02", "commit": "abc", **r} for r in data["results"]]
     page = writer.page(data, None)
     assert "| binding 291 tensors | not measured yet (≤ 20.0 ms) |" in page
     assert "| J1: host overhead of a step, 300 tensors | 200 µs ✗ (≤ 100 µs) |" in page
