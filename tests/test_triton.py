@@ -23,6 +23,7 @@ from test_plan import J1, programs_of, rule_of
 
 import updsl
 from updsl import pipeline
+from updsl.back import triton_exec
 from updsl.back.kernel_kind import Kind, default_dtypes
 from updsl.back.triton_covers import uncovered_on_gpu
 from updsl.back.triton_source import Code, generate
@@ -30,6 +31,7 @@ from updsl.core.frame import Tensor
 from updsl.core.straight import blocks_due
 from updsl.middle.share import share
 from updsl.middle.sweeps import to_plan
+from updsl.pipeline import Engine
 
 try:
     import triton  # noqa: F401
@@ -310,3 +312,30 @@ def test_where_triton_cannot_run_it_says_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(updsl.UpdslError, match="cannot run here"):
         updsl.compile(updsl.parse("g * 3"), {"x": torch.zeros(2)}, backend="triton")
+
+
+def engine_for(device: str) -> Engine:
+    rule = updsl.parse("norm per column → clip z > 2.5")
+    return rule.engine(rule.init({"x": torch.zeros(2, 2)}).layout, False, "auto", device=device)
+
+
+@needs_triton
+def test_on_cuda_kernels_are_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UPDSL_BACKEND", raising=False)
+    assert engine_for("cuda").name == "triton"
+    assert engine_for("cpu").name == "cpp"
+
+
+def test_on_cuda_without_triton_torch_runs_rules_and_a_warning_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UPDSL_BACKEND", raising=False)
+    monkeypatch.setattr(triton_exec, "find_spec", lambda name: None)
+    pipeline.warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="rules run in torch, and not in Triton kernels: Triton is not installed"):
+        engine = engine_for("cuda")
+    assert (engine.name, engine.why) == ("torch", 'Triton is not installed (pip install "updsl[gpu]")')
+
+
+def test_where_there_are_no_kernels_torch_runs_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UPDSL_BACKEND", raising=False)
+    engine = engine_for("mps")
+    assert (engine.name, engine.why) == ("torch", "there are no kernels for mps")

@@ -115,9 +115,11 @@ def to_engine(
     lr: bool = True,
     backend: str = "auto",
     watches: bool = True,
+    device: str = "cpu",
 ) -> Engine:
     """Declarations and tensors → Programs → something that runs. `overridden`: the parameters that some group has its own value of; `lr`: whether
-    there is a learning rate; `watches`: whether steps give the rule's watches."""
+    there is a learning rate; `watches`: whether steps give the rule's watches; `device`: the kind that "auto" chooses for. Raises UpdslError where Triton is
+    asked for and cannot run."""
     name = to_backend(backend)
 
     def programs_of(shared: bool) -> Elaborated:
@@ -130,16 +132,20 @@ def to_engine(
 
         programs = programs_of(shared=False)
         return Engine(programs, Interpreter(programs.programs, programs.class_of, tensors), name)
-    why = ""
-    if name in ("auto", "cpp", "triton"):
-        emitter = TRITON if name == "triton" else CPP
+    emitter = EMITTERS.get(device if name == "auto" else name)
+    if name == "triton" and (lacks := no_triton()):
+        raise UpdslError(Diagnostic("unknown-backend", f"the backend `triton` cannot run here: {lacks}", help='choose "auto", or what runs here'))
+    if emitter is not None:
         of = module.name, texts(module.unit), dict(params), sorted(overridden), lr, watches, [(t.name, t.shape) for t in tensors]
         programs, lacks, between = kept(f"{emitter.name}-programs", of, lambda: emitter.with_cover(programs_of(shared=True)))
         why = lacks or emitter.cannot()
+        if why and not lacks:
+            warn_once(f"rules run in torch, and not in {emitter.title} kernels: {why}")
         if not why:
             return Engine(programs, emitter.backend(programs.programs, programs.class_of, tensors, between), emitter.name, between or "")
     else:
         programs = programs_of(shared=True)
+        why = f"there are no kernels for {device}" if name == "auto" else ""
     given = (programs.programs, programs.class_of, tensors)
     from updsl.back.torch_exec import TorchBackend
 
@@ -152,6 +158,7 @@ class Emitter:
     them. cannot: why it cannot run here at all."""
 
     name: str
+    title: str
     kernels: Callable[..., Any]
     cannot: Callable[[], str]
     uncovered: Callable[[Program], str]
@@ -199,13 +206,12 @@ def cpp_kernels(programs: Sequence[Program], class_of: Mapping[str, int], tensor
 
 
 def no_compiler() -> str:
-    """Why there can be no C++ kernels here; "" if there can. Warns, once, if that is for want of a compiler."""
+    """Why there can be no C++ kernels here, and what to do about it; "" if there can."""
     from updsl.back.cpp_build import NoCompiler, ready
 
     try:
         ready()
     except NoCompiler as e:
-        warn_once(f"rules run in torch, and not in C++ kernels: {e}")
         return str(e)
     return ""
 
@@ -223,17 +229,16 @@ def triton_kernels(programs: Sequence[Program], class_of: Mapping[str, int], ten
 
 
 def no_triton() -> str:
-    """Raises UpdslError where Triton cannot run at all."""
+    """Why there can be no Triton kernels here, and what to do about it; "" if there can."""
     from updsl.back.triton_exec import missing
 
-    lacks, install = missing()
-    if lacks:
-        raise UpdslError(Diagnostic("unknown-backend", f"the backend `triton` cannot run here: {lacks}", help=install))
-    return ""
+    return missing()
 
 
-CPP = Emitter("cpp", cpp_kernels, no_compiler, uncovered, is_foreign)
-TRITON = Emitter("triton", triton_kernels, no_triton, uncovered_on_gpu, is_foreign_on_gpu)
+CPP = Emitter("cpp", "C++", cpp_kernels, no_compiler, uncovered, is_foreign)
+TRITON = Emitter("triton", "Triton", triton_kernels, no_triton, uncovered_on_gpu, is_foreign_on_gpu)
+EMITTERS = {"cpp": CPP, "triton": TRITON, "cpu": CPP, "cuda": TRITON}
+"""The backend of this name, and the one that "auto" chooses for this kind of device; for other devices it is torch."""
 
 
 def with_what_is_read(program: Program) -> Program:

@@ -36,15 +36,13 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def missing() -> tuple[str, str]:
+def missing() -> str:
     """What is missing to run Triton kernels, and what to do about it; "" if nothing."""
     if find_spec("triton") is None:
-        return "Triton is not installed", 'install it: pip install "updsl[gpu]"'
-    if is_interpreted():
-        return "", ""
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device", 'run on a machine with one, with a torch that is built for it; or choose "auto"'
-    return "", ""
+        return 'Triton is not installed (pip install "updsl[gpu]")'
+    if not is_interpreted() and not torch.cuda.is_available():
+        return "torch sees no CUDA device (it needs a machine with one, and a torch that is built for it)"
+    return ""
 
 
 def load(text: str, name: str) -> ModuleType:

@@ -69,6 +69,12 @@ def is_real(x: Any) -> bool:
         return False
 
 
+def device_of(xs: Iterable[Any]) -> str:
+    """The kind of device that the first of them lies on; where others lie elsewhere, backends run the step in torch."""
+    first = next(iter(xs), None)
+    return first.device.type if first is not None and is_tensor(first) else "cpu"
+
+
 def by_name(grads: Mapping[str, Any] | None) -> dict[str, Any]:
     """The gradients as a dict of its own. Raises UpdslError for anything but a mapping, or None."""
     if grads is not None and not isinstance(grads, Mapping):

@@ -36,8 +36,8 @@ def compile(
     """A rule made ready for these tensors.
 
     rule: a rule, a library name or a path; its parameters by keyword. params: the tensors, as a dict, pairs of (name, tensor), a module, or what
-    `updsl.flatten` gave; a rule that writes w writes them. backend: "auto" (C++ kernels on a CPU, torch where they do not cover the rule), "cpp" (the same),
-    "torch" (generated torch source, eager), "inductor" (that through torch.compile), "interpret" (the float64 interpreter).
+    `updsl.flatten` gave; a rule that writes w writes them. backend: "auto" (C++ kernels on a CPU, Triton's on CUDA, torch elsewhere or where they do not
+    cover the rule), "cpp", "triton", "torch" (generated torch source, eager), "inductor" (that through torch.compile), "interpret" (the float64 interpreter).
     lr, groups, seed: as of `Rule.init` and `Rule.update`; a step may have an lr of its own. watches: whether steps give the rule's watches.
     Raises UpdslError, before any step, for a text, parameter, group or backend that will not do, and where there are no tensors.
     """
@@ -79,7 +79,9 @@ class Compiled:
 
     def _engine_for(self, has_lr: bool) -> Engine:
         if has_lr not in self._engines:
-            self._engines[has_lr] = over_tensors(self.rule.engine(self.state.layout, has_lr, self._backend, self._watches))
+            self._engines[has_lr] = over_tensors(
+                self.rule.engine(self.state.layout, has_lr, self._backend, self._watches, arrays.device_of(self.params.values()))
+            )
         return self._engines[has_lr]
 
     @property

@@ -143,9 +143,10 @@ class Driver:
 
     def engine(self, here: Layout) -> Engine:
         """What runs the rule for these tensors and overridden parameters."""
-        key = (here.overridden, here.has_lr(None))
+        device = arrays.device_of(m.parameter for m in self._members.values())
+        key = (here.overridden, here.has_lr(None), device)
         if self._engine is None or self._engine[0] is not here.tensors or self._engine[1] != key:
-            self._engine = here.tensors, key, over_tensors(self.rule.engine(here, here.has_lr(None), self.backend))
+            self._engine = here.tensors, key, over_tensors(self.rule.engine(here, here.has_lr(None), self.backend, device=device))
         return self._engine[2]
 
     # --- steps -------------------------------------------------------------------------------------------------------

@@ -70,12 +70,12 @@ class Rule:
         """The same rule with these parameters changed."""
         return Rule(self.module, {**self.params, **params}) if params else self
 
-    def engine(self, here: Layout, lr: bool, backend: str, watches: bool = True) -> pipeline.Engine:
-        """What runs the rule for these tensors, made once for each set of tensors, overridden parameters, and backend."""
+    def engine(self, here: Layout, lr: bool, backend: str, watches: bool = True, device: str = "cpu") -> pipeline.Engine:
+        """What runs the rule for these tensors, made once for each set of tensors, overridden parameters, backend, and kind of device."""
         set_later(self.module, self.constants, {n: v for g in here.groups for n, v in g.params.items() if n in self.constants}, "in a group")
-        key = (here.tensors, here.overridden, lr, pipeline.to_backend(backend), watches)
+        key = (here.tensors, here.overridden, lr, pipeline.to_backend(backend), watches, device)
         if key not in self._engines:
-            engine = pipeline.to_engine(self.module, here.tensors, self.params, here.overridden, lr, backend, watches)
+            engine = pipeline.to_engine(self.module, here.tensors, self.params, here.overridden, lr, backend, watches, device)
             while len(self._engines) >= MAX_ENGINES:
                 del self._engines[next(iter(self._engines))]
             self._engines[key] = engine
