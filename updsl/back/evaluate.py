@@ -138,7 +138,10 @@ class Moment:
                 return typed(self.reduce(e, at), e.type)
             case Apply():
                 x = self.apply(OPS[e.op], e, at)
-                return x if isinstance(x, Window) else np.broadcast_to(typed(x, e.type), self.sizes_at(at).shape(e.type))
+                if isinstance(x, Window):
+                    return x
+                x, shape = typed(x, e.type), self.sizes_at(at).shape(e.type)
+                return x if x.shape == shape else np.broadcast_to(x, shape)
 
     def read(self, e: Ref, at: Place) -> Value:
         key = at.key(e.type.scope)
@@ -210,7 +213,7 @@ class Moment:
         operands = []
         for i, a in enumerate(e.args):
             boolean = op.conditions or (op.name == "select" and (i == 0 or e.type.boolean))
-            operands.append(self.evaluated(a, replace(e.type, boolean=boolean), at))
+            operands.append(self.evaluated(a, e.type if e.type.boolean == boolean else replace(e.type, boolean=boolean), at))
         match operands:
             case [c, Window() as x, Window() as y] if op.name == "select" and not isinstance(c, Window):
                 return choose(c, x, y, e.type.window)

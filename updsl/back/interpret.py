@@ -30,16 +30,23 @@ class Interpreter:
         self.programs = tuple(programs)
         self.class_of = dict(class_of)
         self.tensors = {t.name: t for t in tensors}
+        self.orders: dict[tuple[int, ...], tuple[Step, ...]] = {}
 
     def step(self, state: RuleState, frame: Frame) -> Result:
         with np.errstate(all="ignore"):
             programs = {c: self.programs[c] for c in sorted({self.class_of[name] for name in frame.g})}
             now = Moment(programs, self.class_of, self.tensors, state, frame)
             recall(now, state)
-            execute(now, merge({c: p.body for c, p in programs.items()}))
+            execute(now, self.order(programs))
             out, weights = emit(now)
             writes = any(p.weight is not None for p in self.programs)
             return Result(out, weights if writes else None, watches(now), remember(now, state))
+
+    def order(self, programs: Mapping[int, Program]) -> tuple[Step, ...]:
+        """The steps of these classes, put in one order the first time."""
+        if (key := tuple(programs)) not in self.orders:
+            self.orders[key] = merge({c: p.body for c, p in programs.items()})
+        return self.orders[key]
 
 
 # --- states ----------------------------------------------------------------------------------------------------------

@@ -65,7 +65,10 @@ def typed(x: object, type_: Type) -> Array:
 def spread(x: Array, have: Type, want: Type, sizes: Sizes) -> Array:
     """x as a value of `want`, whose scope refines that of `have`: each cell of `have` gives its value to the cells of `want` in it. An axis of
     time may lead."""
-    rank = len(sizes.cells(want))
+    shape = sizes.shape(want)
+    if have.scope == want.scope and have.samples == want.samples and x.shape == shape:
+        return x
+    rank = len(shape) - want.samples
     lead = x.shape[: x.ndim - len(sizes.cells(have))]
     match have.scope.name, want.scope.name:
         case "row", "element":
@@ -80,7 +83,7 @@ def spread(x: Array, have: Type, want: Type, sizes: Sizes) -> Array:
     if want.samples and not have.samples:
         x = np.expand_dims(x, -rank - 1)
     time = x.shape[: x.ndim - rank - want.samples]
-    return np.broadcast_to(x, time + sizes.shape(want))
+    return np.broadcast_to(x, time + shape)
 
 
 def spread_window(x: Window, have: Type, want: Type, sizes: Sizes) -> Window:

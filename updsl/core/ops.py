@@ -21,7 +21,14 @@ class Late:
         self._module = module
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *args, **static: getattr(import_module(self._module), name)(*args, **static)
+        found: list[Callable[..., Any]] = []
+
+        def late(*args: Any, **static: Any) -> Any:
+            if not found:
+                found.append(getattr(import_module(self._module), name))
+            return found[0](*args, **static)
+
+        return late
 
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
@@ -148,6 +149,7 @@ def _numbers(low: float, high: float) -> st.SearchStrategy[float]:
     return st.sampled_from(marks) | st.floats(low, high, allow_nan=False)
 
 
+@cache
 def _gradient(shape: tuple[int, ...], any_: bool) -> st.SearchStrategy[np.ndarray]:
     """One tensor's gradient: entries from a few values, so that ties and zeros come up, times a scale."""
     n = math.prod(shape)

@@ -6,7 +6,7 @@ The rule is run beside itself: once on the stream, and once on every other strea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -68,7 +68,7 @@ class Trial:
         self.claim, self.tensors = claim, tuple(tensors)
         rule = elaborate(module, tensors, parameters)
         self.constants = rule.constants
-        self.rule = Interpreter(rule.programs, rule.class_of, tensors)
+        self.rule = Interpreter([replace(p, watches=()) for p in rule.programs], rule.class_of, tensors)
         more = {n: numbers.get(n, 1.0) for n in claim.module.parameters if n not in parameters}
         self.said: Elaborated = elaborate_claim(claim, tensors, {**parameters, **more})
         self.constants |= self.said.constants
