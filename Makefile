@@ -23,7 +23,7 @@ demo: $(READY) ## train a small model three ways: no clipping, clip_grad_norm_, 
 	$(BIN)/updsl train
 
 test: check ## everything: lint, format, types, tests
-check: lint types $(READY) ## the same
+check: lint types $(READY) ## the same; the laws and examples in rules/ are tests
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 	$(MAKE) kernels
 
@@ -49,7 +49,7 @@ benchmarks: ## measure everything, an hour; writes docs/performance.md
 	.venv-bench/bin/python -m benchmarks
 
 nightly: $(READY) ## the tests with many more random examples
-	$(BIN)/python -m pytest -q -n $(WORKERS) --timeout=3600 --hypothesis-profile=nightly
+	$(BIN)/python -m pytest -q -n $(WORKERS) --timeout=3600 --hypothesis-profile=nightly --updsl-profile=nightly
 
 wheel: $(READY) ## build dist/updsl-*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -10,6 +10,9 @@ from updsl import pipeline
 from updsl.core import kept
 from updsl.middle.verify import verify
 
+collect_ignore = ["bad_rules"]
+"""Rule files that are to be refused, each with its own message: test_bad_rules.py."""
+
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 settings.register_profile("quick", derandomize=True, deadline=None, database=None, suppress_health_check=CHECKS)
 settings.register_profile("nightly", max_examples=5000, deadline=None, suppress_health_check=CHECKS)

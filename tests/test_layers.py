@@ -19,7 +19,8 @@ DOOR = 5
 OWNERS = {
     "lark": lambda path: path == "front/parse.py",
     "sympy": lambda path: path == "middle/algebra.py",
-    "hypothesis": lambda path: path in ("laws/sample.py", "laws/pytest_plugin.py"),
+    "hypothesis": lambda path: path == "laws/sample.py",
+    "pytest": lambda path: path == "integrations/pytest_plugin.py",
     "torch": lambda path: path.startswith(
         ("back/torch_", "back/kernel_", "back/cpp_exec.py", "back/cpp_build.py", "back/triton_exec.py", "runtime/", "integrations/", "train/", "bench/")
     ),

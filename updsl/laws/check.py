@@ -20,14 +20,18 @@ from updsl.front.units import units_of
 
 def check_file(name_or_path: str | PathLike[str]) -> list[Diagnostic]:
     """Every mistake found in a file. Raises UpdslError where there is nothing to check, or the text has no structure."""
-    unit = open_unit(name_or_path)
+    return check_unit(open_unit(name_or_path))
+
+
+def check_unit(unit: Unit, examples: bool = True) -> list[Diagnostic]:
+    """Every mistake found in a parsed file, once, in the order of places. examples: whether they are run too."""
     found: dict[tuple[str, str, int, str], Diagnostic] = {}
-    for d in unit_mistakes(unit):
+    for d in unit_mistakes(unit, examples):
         found.setdefault((d.code, d.span.source.name, d.span.start, d.message), d)
     return sorted(found.values(), key=lambda d: (d.span.source.name, d.span.start))
 
 
-def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
+def unit_mistakes(unit: Unit, examples: bool = True) -> Iterator[Diagnostic]:
     """Every mistake of a parsed file: of declarations, and in the texts of rules whose parameters are right; without any, of units, laws and examples."""
     declared = list(declaration_mistakes(unit))
     if unit.main is None and not unit.fns:
@@ -59,7 +63,7 @@ def unit_mistakes(unit: Unit) -> Iterator[Diagnostic]:
         match about:
             case syntax.Law():
                 yield from law_mistakes(module, about, defaults(module))
-            case syntax.Example():
+            case syntax.Example() if examples:
                 from updsl.laws.examples import example_mistakes
 
                 yield from example_mistakes(module, about)
