@@ -14,7 +14,7 @@ from updsl.front.module import Module, module_of
 from updsl.front.statics import constant
 from updsl.front.unit import Constant, Unit
 from updsl.laws.check import defaults
-from updsl.laws.prove import by_units
+from updsl.laws.prove import prove
 from updsl.laws.verdict import Counterexample, Verdict
 
 
@@ -41,7 +41,7 @@ def decide(module: Module, law: syntax.Law, values: Mapping[str, Constant], exam
     claim = claim_of(module, law)
     if not any(isinstance(n, syntax.Name) and (n.id == "out" or n.id.startswith(RESULT)) for n in nodes(claim.text)):
         return verdict("vacuous", "it says nothing of what the rule gives")
-    argument = by_units(module, law, parameters)
+    argument = prove(module, law, parameters)
     from updsl.laws.sample import Search
 
     search = Search(module, claim, parameters)

@@ -1,18 +1,114 @@
-"""Laws that follow from units: rule(k*g) is a power of k times rule(g)."""
+"""Laws that are proved, over the real numbers: by units, by the structure of the rule, by algebra.
+
+What is not proved is not said to be false.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
+from updsl.core.diagnostic import UpdslError
+from updsl.core.ir import GRID
 from updsl.front import syntax
+from updsl.front.claim import claim_of
 from updsl.front.module import Module
+from updsl.front.probes import tensors_of
 from updsl.front.statics import number
 from updsl.front.unit import Constant
 from updsl.front.units import units_of
+from updsl.laws.structure import LINEAR, OTHER, PERMUTED, SAME, SIGNS, TURNED, Reading, Symmetry, readings
+from updsl.laws.symbolic import Numbers, Step1, Steps, programs_of_sets, ranges_after
+from updsl.laws.terms import Term, Terms
 
 G = syntax.Name("g")
 OUT = (syntax.Name("out"), syntax.Call("rule", (syntax.Argument(None, G),)))
+
+
+def prove(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> str | None:
+    """The argument for a law with these values of the rule's parameters, if one is found."""
+    if any(q.kind == "any" for q in law.quantifiers):
+        return None
+    return by_units(module, law, parameters) or by_structure(module, law, parameters)
+
+
+def by_structure(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> str | None:
+    """The argument, if the law says that what the rule gives moves as its gradients do, and it does."""
+    wanted = _movement(law)
+    if wanted is None:
+        return None
+    symmetry, reading = wanted
+    try:
+        if not all(case is not None and case.moves(symmetry, reading) for case in cases(module, law, parameters)):
+            return None
+    except UpdslError:
+        return None
+    return f"by structure: {symmetry.words}"
+
+
+def _movement(law: syntax.Law) -> tuple[Symmetry, Reading] | None:
+    """Of `rule(-g) == -rule(g)` and the like: what moves, and how what the rule gives is to follow."""
+    match law.claim:
+        case syntax.Compare(first=a, rest=(("==", b),)):
+            pass
+        case _:
+            return None
+    square = {q.name: PERMUTED if q.kind == "permutation" else TURNED for q in law.quantifiers if q.kind in ("permutation", "orthogonal")}
+    numbers = {q.name for q in law.quantifiers if q.kind == "in"}
+    for x, y in ((a, b), (b, a)):
+        match x, y:
+            case syntax.Call("rule", (syntax.Argument(None, syntax.Unary("-", syntax.Name("g"))),)), syntax.Unary("-", out) if out in OUT:
+                return SIGNS, OTHER
+            case syntax.Call("rule", (syntax.Argument(None, syntax.Unary("-", syntax.Name("g"))),)), out if out in OUT:
+                return SIGNS, SAME
+            case syntax.Call("rule", (syntax.Argument(None, syntax.Binary("*", syntax.Name(k), syntax.Name("g"))),)), syntax.Binary("*", syntax.Name(c), out):
+                if out in OUT and k == c and k in numbers:
+                    return LINEAR, OTHER
+            case syntax.Call("rule", (syntax.Argument(None, syntax.Binary("@", syntax.Name(p), syntax.Name("g"))),)), syntax.Binary("@", syntax.Name(q), out):
+                if out in OUT and p == q and p in square:
+                    return square[p], (True, False)
+    return None
+
+
+class Case:
+    """A rule on some tensors: a step as terms. at_first: only the first."""
+
+    def __init__(self, steps: Steps, at_first: bool):
+        self.steps, self.at_first = steps, at_first
+        self.first = steps.first()
+        g = steps.terms.leaf("builtin", "g", GRID)
+        now = {("builtin", "t"): steps.terms.const(1)} if at_first else {}
+        self.any_step: Step1 = steps.step(g, steps.before())
+        self.step = steps.step(g, self.first, now) if at_first else self.any_step
+        self.ranges = ranges_after(steps, self.any_step)
+
+    def moves(self, symmetry: Symmetry, reading: Reading) -> bool:
+        """Whether what it gives moves so, and is a number."""
+        found = readings(symmetry, self.steps, self.step, self.first, self.at_first)
+        return all(reading in found(t) and self.is_number(t) for t in self.step.out.values()) and all(map(self.is_number, self.steps.terms.dropped))
+
+    def is_number(self, t: Term) -> bool:
+        return self.ranges.of(t).finite
+
+
+def cases(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> Iterator[Case | None]:
+    """The rule on each set of tensors that it can be used for; None where it is another rule for each number that is quantified."""
+    claim = claim_of(module, law)
+    numbers: Numbers = claim.ranges_of(parameters)
+    at_first = law.premise is not None and _says_first(law.premise)
+    for found in programs_of_sets(module, tensors_of(module, parameters), parameters, numbers):
+        yield found and Case(Steps(Terms(), found[1], parameters, numbers), at_first)
+
+
+def _says_first(premise: syntax.Expr) -> bool:
+    """Whether it holds at the first step only."""
+    match premise:
+        case syntax.Compare(first=syntax.Name("t"), rest=(("==", syntax.Number(1.0)),)):
+            return True
+        case syntax.Binary(op="and", left=a, right=b):
+            return _says_first(a) or _says_first(b)
+        case _:
+            return False
 
 
 def by_units(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> str | None:

@@ -1,0 +1,446 @@
+"""Where the values of terms lie: intervals of the extended reals, whether they may be 0, infinite or no number, under facts known at a cell.
+
+A fact is a condition that holds (or does not) in the cell that is looked at. Inside a reduction only facts of coarser cells are known; inside an average
+over time, none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from updsl.laws.terms import MEASURES, Term, monomial
+
+INF = math.inf
+FLIPS = {"lt": "gt", "le": "ge"}
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """From low to high; zero, inf, nan: whether it may be 0, infinite, no number; empty: whether it may be a window without values."""
+
+    low: float = -INF
+    high: float = INF
+    zero: bool = True
+    inf: bool = False
+    nan: bool = False
+    empty: bool = False
+
+    @property
+    def finite(self) -> bool:
+        return not (self.inf or self.nan or self.empty)
+
+    def __or__(self, other: Range) -> Range:
+        return Range(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.zero or other.zero,
+            self.inf or other.inf,
+            self.nan or other.nan,
+            self.empty or other.empty,
+        )
+
+    def within(self, low: float, high: float) -> Range:
+        """What of it lies between these."""
+        low, high = max(self.low, low), min(self.high, high)
+        return replace(self, low=low, high=high, zero=self.zero and low <= 0 <= high, inf=self.inf and (math.isinf(low) or math.isinf(high)))
+
+    @property
+    def nonzero(self) -> bool:
+        return not self.zero and not self.nan
+
+    @property
+    def positive(self) -> bool:
+        return self.low >= 0 and self.nonzero
+
+
+REAL = Range()
+ANYTHING = Range(inf=True, nan=True)
+TRUTH = Range(0.0, 1.0)
+
+
+def point(x: float) -> Range:
+    return Range(x, x, x == 0, math.isinf(x), math.isnan(x))
+
+
+Fact = tuple[Term, bool]
+
+
+class Ranges:
+    """The ranges of terms. leaves: of some of them; else those of any real number, where a leaf is one."""
+
+    def __init__(self, leaves: Mapping[Term, Range]):
+        self.leaves = dict(leaves)
+        self.memo: dict[tuple[Term, frozenset[Fact]], Range] = {}
+
+    def of(self, t: Term, facts: frozenset[Fact] = frozenset()) -> Range:
+        key = t, facts
+        if key not in self.memo:
+            found = self.plainly(t, facts)
+            for narrow in self.told(t, facts):
+                found = narrow(found)
+            self.memo[key] = found
+        return self.memo[key]
+
+    # --- facts -------------------------------------------------------------------------------------------------------
+
+    def told(self, t: Term, facts: frozenset[Fact]) -> Iterator[Callable[[Range], Range]]:
+        """What the facts say of t itself."""
+        for c, holds in facts:
+            match c.op, c.args:
+                case "lt" | "le", (x, y) if t is x or t is y:
+                    yield from self.compared(t, c, holds, facts)
+                case "eq", (x, y) if t is x or t is y:
+                    yield from self.equal(t, x if t is y else y, holds, facts)
+                case "lt", (x, y) if holds and y.op == "mul" and t in y.args and self.of(x, facts - {(c, holds)}).low >= 0:
+                    yield from over_zero(t, y)
+                case "eq", (x, y) if not holds and 0 in (x.value, y.value):
+                    yield from over_zero(t, x if y.value == 0 else y)
+                case "isfinite", (x,) if x is t and holds:
+                    yield lambda r: replace(r, inf=False, nan=False)
+        if t.op == "lin" and len(t.args) == 1 and not t.data[-1]:  # c·x, where x is told of
+            yield lambda r: meet(r, scaled(self.of(t.args[0], facts), float(t.data[0])))
+
+    def compared(self, t: Term, c: Term, holds: bool, facts: frozenset[Fact]) -> Iterator[Callable[[Range], Range]]:
+        x, y = c.args
+        other = self.of(y if t is x else x, facts - {(c, holds)})
+        if not holds and (other.nan or self.of(t, facts - {(c, holds)}).nan):
+            return
+        less = (t is x) == holds
+        strict = (c.op == "lt") == holds
+        bound = other.high if less else other.low
+        apart = strict and bound == 0
+        if less:
+            yield lambda r: replace(n := r.within(-INF, bound), zero=n.zero and not apart, inf=n.inf and not (strict and n.low > -INF), nan=r.nan and not holds)
+        else:
+            yield lambda r: replace(n := r.within(bound, INF), zero=n.zero and not apart, inf=n.inf, nan=r.nan and not holds)
+
+    def equal(self, t: Term, other: Term, holds: bool, facts: frozenset[Fact]) -> Iterator[Callable[[Range], Range]]:
+        if holds:
+            r = self.of(other, frozenset(f for f in facts if t not in f[0].args))
+            yield lambda own: replace(own.within(r.low, r.high), nan=False, zero=own.zero and r.zero, inf=own.inf and r.inf)
+        elif other.value == 0 and not isinstance(other.value, bool):
+            yield lambda own: replace(own, zero=False)
+        elif other.value == INF:
+            yield lambda own: replace(own, inf=own.inf and own.low == -INF)
+
+    # --- what each op gives ------------------------------------------------------------------------------------------
+
+    def plainly(self, t: Term, facts: frozenset[Fact]) -> Range:
+        match t.op:
+            case "const":
+                return point(float(t.value))
+            case "leaf":
+                return self.leaves.get(t, REAL)
+            case "select":
+                c, x, y = t.args
+                known = self.truth(c, facts)
+                if known is not None:
+                    return self.of(x if known else y, facts)
+                return self.of(x, self.with_fact(facts, c, True)) | self.of(y, self.with_fact(facts, c, False))
+            case "lin":
+                *factors, number = t.data
+                return total([*(scaled(self.of(x, facts), float(c)) for c, x in zip(factors, t.args, strict=True)), point(float(number))])
+            case "mul":
+                return self.product(t, facts)
+            case "average":
+                return replace(self.of(t.args[0]), zero=self.of(t.args[0]).zero or self.of(t.args[0]).low < 0)
+            case "joint":
+                parts = [self.of(a, inside(facts, t)) for a in t.args]
+                return parts[0] if all(p == parts[0] for p in parts) else wide(parts, t.data in MEASURES)
+            case _ if t.type.boolean:
+                return TRUTH
+            case _:
+                return self.op(t, facts)
+
+    def product(self, t: Term, facts: frozenset[Fact]) -> Range:
+        found = point(1.0)
+        for x, p in zip(t.args, t.data, strict=True):
+            found = times(found, powered(self.of(x, facts), p))
+        return found
+
+    def op(self, t: Term, facts: frozenset[Fact]) -> Range:
+        inner = inside(facts, t)
+        args = [self.of(a, inner) for a in t.args]
+        if t.op in ONE and len(args) == 1:
+            made = ONE[t.op](args[0])
+            return replace(made, nan=made.nan or args[0].nan or args[0].empty)
+        match t.op, args:
+            case "minimum" | "maximum" as word, [x, y]:
+                return extreme(word, x, y)
+            case "clamp", [x, lo, hi]:
+                return extreme("minimum", extreme("maximum", x, lo), hi)
+            case "pow", [x, y]:
+                return exponential(x, y)
+            case "mod", [x, y] if y.low > 0 and x.finite and y.finite:
+                return Range(0.0, y.high)
+            case ("norm" | "rms" | "absmax" | "std" | "var") as word, [x]:
+                made = measure(word, t.data[0] if t.data else 2.0, x)
+                if word != "std" and word != "var" and self.is_told_nonzero(t.args[0], facts):
+                    made = replace(made, zero=False)
+                return made
+            case "sum" | "trace", [x]:
+                low, high = (0.0 if x.low >= 0 else -INF), (0.0 if x.high <= 0 else INF)
+                return Range(low, high, x.zero or not (x.low >= 0 or x.high <= 0), x.inf, x.nan or x.inf or x.empty)
+            case "mean" | "min" | "max" | "median" | "quantile", [x, *_]:
+                odd = t.op == "quantile" and not (args[1].low >= 0 and args[1].high <= 1 and not args[1].nan)
+                mixed = x.zero or (x.low < 0 < x.high)
+                mixed = mixed and not (t.op == "mean" and (t.args[0], True) in facts)
+                return Range(x.low, x.high, mixed, x.inf, x.nan or x.empty or odd or (x.inf and t.op in ("mean", "median", "quantile")))
+            case "dot", [x, y]:
+                one = t.args[0] is t.args[1]
+                return Range(0.0 if one else -INF, INF, True, False, not (x.finite and y.finite))
+            case "cosine", [x, y]:
+                return Range(-1.0, 1.0, True, False, not (x.finite and y.finite))
+            case "count", [_]:
+                return Range(0.0, INF, (t.args[0], True) not in facts)
+            case "select" | "and" | "or" | "not", _:
+                return TRUTH
+            case "atan2", [y, x]:
+                return Range(-math.pi, math.pi, True, False, y.nan or x.nan)
+            case "push", [window, x]:
+                return replace(window | x, empty=False) if not window.empty or window.low <= window.high else x
+            case "gaussian", [x]:
+                return Range(nan=not x.finite, zero=True) if x.high > 0 or x.low < 0 else replace(point(0.0), nan=not x.finite)
+            case (("bernoulli" | "uniform"), _) if all(a.finite for a in args):
+                return Range(0.0, 1.0) if t.op == "bernoulli" else Range(min(a.low for a in args), max(a.high for a in args))
+            case (("matmul" | "transpose" | "diag" | "polar" | "orthonormal" | "left_basis" | "right_basis" | "eye" | "sample_sum" | "store"), _):
+                low = 0.0 if t.op in ("transpose", "sample_sum", "eye", "diag", "store") and all(a.low >= 0 for a in args) else -INF
+                return Range(low, INF, True, False, not all(a.finite for a in args))
+            case "sample_mean", [x]:
+                return replace(x, zero=True, nan=x.nan or x.inf)
+            case (("rows" | "cols"), _):
+                return Range(1.0, INF, False)
+            case _:
+                return ANYTHING
+
+    def is_told_nonzero(self, x: Term, facts: frozenset[Fact]) -> bool:
+        """Whether the cell that is looked at is known not to be 0: then no measure of cells with it is."""
+        _, parts = monomial(x, Fraction(1))
+        return all(self.magnitude_told(f, facts) for f, _ in parts)
+
+    def magnitude_told(self, x: Term, facts: frozenset[Fact]) -> bool:
+        if not self.of(x, facts).zero:
+            return True
+        tells = (a for c, _ in facts for a in c.args if a.op == "abs" and a.args[0] is x)
+        return any(not self.of(a, facts).zero for a in tells)
+
+    # --- conditions --------------------------------------------------------------------------------------------------
+
+    def with_fact(self, facts: frozenset[Fact], c: Term, holds: bool) -> frozenset[Fact]:
+        """The facts and what c says where it holds, or does not."""
+        match c.op, c.args:
+            case "not", (x,):
+                return self.with_fact(facts, x, not holds)
+            case "and" | "or" as word, (x, y):
+                if (word == "and") == holds:
+                    return self.with_fact(self.with_fact(facts, x, holds), y, holds)
+                for a, b in ((x, y), (y, x)):
+                    if self.truth(a, facts) == (word == "and"):
+                        return self.with_fact(facts, b, holds)
+                return facts | {(c, holds)}
+            case "const", _:
+                return facts
+            case _:
+                return facts | {(c, holds)}
+
+    def truth(self, c: Term, facts: frozenset[Fact]) -> bool | None:
+        """Whether c holds, where that is known."""
+        if isinstance(c.value, bool):
+            return c.value
+        for holds in (True, False):
+            if (c, holds) in facts:
+                return holds
+        match c.op, c.args:
+            case "not", (x,):
+                known = self.truth(x, facts)
+                return None if known is None else not known
+            case "and" | "or" as word, (x, y):
+                parts = [self.truth(a, facts) for a in (x, y)]
+                if (word == "or") in parts:
+                    return word == "or"
+                return (word == "and") if None not in parts else None
+            case "isfinite", (x,):
+                return True if self.of(x, facts).finite else None
+            case "lt" | "le" | "eq" as word, (x, y):
+                return compared(word, self.of(x, facts), self.of(y, facts), x is y) if not x.type.boolean else None
+        return None
+
+
+def over_zero(t: Term, product: Term) -> Iterator[Callable[[Range], Range]]:
+    """A factor of a product that is not 0 is not 0."""
+    if product.op == "mul" and any(x is t and p > 0 for x, p in zip(product.args, product.data, strict=True)):
+        yield lambda r: replace(r, zero=False)
+
+
+def compared(op: str, x: Range, y: Range, same: bool) -> bool | None:
+    if x.nan or y.nan or x.empty or y.empty:
+        return None
+    if same:
+        return op != "lt"
+    if op == "eq":
+        apart = x.high < y.low or y.high < x.low or (x == point(0.0) and not y.zero) or (y == point(0.0) and not x.zero)
+        apart = apart or (x.low == x.high == INF and (not y.inf or y.high < INF)) or (y.low == y.high == INF and (not x.inf or x.high < INF))
+        return False if apart else True if x.low == x.high == y.low == y.high and math.isfinite(x.low) else None
+    if op == "le":
+        return True if x.high <= y.low else False if y.high < x.low else None
+    strictly = x.high < y.low or (x.high == y.low == 0 and (not x.zero or not y.zero)) or (y.low == y.high == INF and not x.inf)
+    return True if strictly else False if y.high <= x.low else None
+
+
+def inside(facts: frozenset[Fact], t: Term) -> frozenset[Fact]:
+    """The facts that are known in every cell that t is made of."""
+    if t.op in ELEMENTWISE or t.op in ONE:
+        return facts
+    return frozenset((c, h) for c, h in facts if c.scope <= t.scope and not c.type.samples)
+
+
+def total(parts: Sequence[Range]) -> Range:
+    low, high = sum_of([p.low for p in parts]), sum_of([p.high for p in parts])
+    if low != low:
+        low = -INF
+    if high != high:
+        high = INF
+    up = any(p.inf and p.high == INF for p in parts)
+    down = any(p.inf and p.low == -INF for p in parts)
+    one_sign = (all(p.low >= 0 for p in parts) or all(p.high <= 0 for p in parts)) and any(not p.zero for p in parts)
+    zero = low <= 0 <= high and not one_sign and not (len([p for p in parts if p != point(0.0)]) == 1 and not any(p.zero for p in parts if p != point(0.0)))
+    return Range(low, high, zero, up or down, any(p.nan for p in parts) or (up and down), any(p.empty for p in parts))
+
+
+def sum_of(xs: Sequence[float]) -> float:
+    """Rounded outwards far too little to matter for 0."""
+    return math.fsum(xs) if not (INF in xs and -INF in xs) else math.nan
+
+
+def scaled(r: Range, c: float) -> Range:
+    return times(r, point(c))
+
+
+def times(x: Range, y: Range) -> Range:
+    ends = [0.0 if 0 in (a, b) else a * b for a in (x.low, x.high) for b in (y.low, y.high)]
+    nan = x.nan or y.nan or (x.inf and y.zero) or (y.inf and x.zero)
+    return Range(min(ends), max(ends), x.zero or y.zero, x.inf or y.inf, nan, x.empty or y.empty)
+
+
+def powered(x: Range, p: Fraction) -> Range:
+    """x^p of a number p that is not 0."""
+    if p < 0:
+        return inverse(powered(x, -p))
+    if p.denominator == 1:
+        if p == 1:
+            return x
+        n = int(p)
+        if n % 2 == 0:
+            top = max(abs(x.low), abs(x.high))
+            bottom = 0.0 if x.low <= 0 <= x.high else min(abs(x.low), abs(x.high))
+            return replace(x, low=raised(bottom, n), high=raised(top, n))
+        return replace(x, low=raised(x.low, n), high=raised(x.high, n))
+    low, high = max(x.low, 0.0), max(x.high, 0.0)
+    return replace(x, low=raised(low, float(p)), high=raised(high, float(p)), nan=x.nan or x.low < 0)
+
+
+def raised(x: float, p: float) -> float:
+    try:
+        return x**p
+    except OverflowError:
+        return INF if x > 0 or p % 2 == 0 else -INF
+
+
+def inverse(x: Range) -> Range:
+    low, high = -INF, INF
+    if x.low >= 0:
+        low, high = (1 / x.high if x.high else INF), (1 / x.low if x.low else INF)
+    elif x.high <= 0:
+        low, high = (1 / x.high if x.high else -INF), (1 / x.low if x.low else -INF)
+    return Range(low, high, x.inf, x.zero, x.nan, x.empty)
+
+
+def extreme(op: str, x: Range, y: Range) -> Range:
+    f = min if op == "minimum" else max
+    low, high = f(x.low, y.low), f(x.high, y.high)
+    inf = (x.inf or y.inf) and (math.isinf(low) or math.isinf(high))
+    if op == "minimum" and inf and not (x.inf and y.inf) and low > -INF:
+        inf = False
+    if op == "maximum" and inf and not (x.inf and y.inf) and high < INF:
+        inf = False
+    if op == "minimum" and low > -INF and (not x.inf or not y.inf):
+        inf = False
+    return Range(low, high, (x.zero or y.zero) and low <= 0 <= high, inf, x.nan or y.nan, x.empty or y.empty)
+
+
+def exponential(x: Range, y: Range) -> Range:
+    """x^y of a base that is at least 0."""
+    if x.low < 0 or not x.finite or not y.finite:
+        return ANYTHING
+    if x.zero and y.low <= 0:
+        return ANYTHING
+    if x.high > 1 and (y.low == -INF or y.high == INF):
+        return Range(0.0, INF, x.zero)
+    ends = [
+        raised(a, b) if math.isfinite(b) else (1.0 if a == 1 else 0.0 if (a < 1) == (b > 0) else INF)
+        for a in (x.low, x.high)
+        for b in (y.low, y.high)
+        if a or b > 0
+    ]
+    low = 0.0 if x.low == 0 or (y.high == INF and x.low < 1) else min(ends)
+    return Range(low, max(ends), x.zero)
+
+
+def measure(op: str, p: float, x: Range) -> Range:
+    """A reduction that is at least 0."""
+    low = 0.0 if x.low <= 0 <= x.high else min(abs(x.low), abs(x.high))
+    top = max(abs(x.low), abs(x.high))
+    if op in ("std", "var"):
+        return Range(0.0, top if op == "std" else raised(top, 2), True, False, not x.finite)
+    if op == "norm":
+        top = top if p == INF or top == 0 else INF
+        if p <= 0:
+            return replace(ANYTHING, low=0.0)
+    return Range(low, top, x.zero, x.inf, x.nan or x.empty)
+
+
+def wide(parts: Sequence[Range], measure: bool) -> Range:
+    found = parts[0]
+    for p in parts[1:]:
+        found = found | p
+    return replace(found, low=0.0 if measure else -INF, high=INF, zero=True)
+
+
+def meet(x: Range, y: Range) -> Range:
+    low, high = max(x.low, y.low), min(x.high, y.high)
+    return Range(low, high, x.zero and y.zero, x.inf and y.inf, x.nan and y.nan, x.empty and y.empty)
+
+
+def monotone(f: Callable[[float], float], x: Range, zero: bool) -> Range:
+    return Range(f(x.low), f(x.high), zero, False, x.nan)
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return INF
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + _exp(-x))
+
+
+ONE: dict[str, Callable[[Range], Range]] = {
+    "abs": lambda x: replace(x, low=0.0 if x.low <= 0 <= x.high else min(abs(x.low), abs(x.high)), high=max(abs(x.low), abs(x.high))),
+    "sign": lambda x: Range(float((x.low > 0) - (x.low < 0)), float((x.high > 0) - (x.high < 0)), x.zero, False, x.nan),
+    "exp": lambda x: Range(_exp(x.low), _exp(x.high), x.inf, x.inf, x.nan),
+    "log": lambda x: Range(zero=True, inf=x.zero or x.inf, nan=x.nan or x.low < 0),
+    "tanh": lambda x: monotone(math.tanh, x, x.zero),
+    "sigmoid": lambda x: monotone(_sigmoid, x, x.inf),
+    "sin": lambda x: Range(-1.0, 1.0, True, False, not x.finite),
+    "cos": lambda x: Range(-1.0, 1.0, True, False, not x.finite),
+    "floor": lambda x: replace(
+        x, low=math.floor(x.low) if math.isfinite(x.low) else x.low, high=math.floor(x.high) if math.isfinite(x.high) else x.high, zero=True
+    ),
+    "round": lambda x: replace(x, low=round(x.low) if math.isfinite(x.low) else x.low, high=round(x.high) if math.isfinite(x.high) else x.high, zero=True),
+}
+ELEMENTWISE = frozenset("const leaf lin mul select minimum maximum clamp pow div mod atan2 lt le eq and or not isfinite spread store push".split())

@@ -1,0 +1,348 @@
+"""One step of a rule, and what a law says of it, as terms: at the first step, or at any, with the ranges of what states can hold by then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from updsl.core.frame import Tensor
+from updsl.core.ir import GRID, NUMBER, Apply, Binding, Const, Expr, Program, Reduce, Ref, State, Type, is_shared
+from updsl.core.schedule import Guarded, Local, Shared, Step, merge
+from updsl.front.claim import PREMISE, STREAM, Claim, Elaborated, Leaf, Tree, elaborate_claim
+from updsl.front.elaborate import elaborate
+from updsl.front.module import Module
+from updsl.front.unit import Constant
+from updsl.laws.ranges import ANYTHING, INF, REAL, Range, Ranges
+from updsl.laws.terms import Term, Terms
+
+COUNTS = frozenset("t rows cols numel ndim batch".split())
+ROUNDS = 24
+"""Of the search for ranges of states that every step keeps."""
+
+Numbers: TypeAlias = Mapping[str, tuple[float, float]]
+"""Quantified numbers, with their ranges."""
+
+
+@dataclass
+class Step1:
+    """A step of a rule: what it gives, and what its states then hold, by class."""
+
+    out: dict[int, Term] = field(default_factory=dict)
+    commits: dict[tuple[int, str], Term] = field(default_factory=dict)
+    values: dict[tuple[int, str], Term] = field(default_factory=dict)
+    weights: dict[int, Term] = field(default_factory=dict)
+
+
+class Steps:
+    """The Programs of the classes of a rule as terms. parameters: their values; numbers: those that are quantified, and stay names."""
+
+    def __init__(self, terms: Terms, programs: Sequence[Program], parameters: Mapping[str, Constant], numbers: Numbers):
+        self.terms, self.programs, self.parameters, self.numbers = terms, tuple(programs), parameters, numbers
+        self.states = {(c, s.name): s for c, p in enumerate(programs) for s in p.states}
+
+    def state(self, c: int, s: State) -> Term:
+        """A state before the step; one that all classes share is one."""
+        return self.terms.leaf("state", s.name if is_shared(s.type) else f"{c} {s.name}", s.type)
+
+    def before(self) -> dict[tuple[int, str], Term]:
+        return {k: self.state(k[0], s) for k, s in self.states.items()}
+
+    def first(self) -> dict[tuple[int, str], Term]:
+        """The states before the first step; windows are left as they are."""
+        found = self.before()
+        for (c, name), s in self.states.items():
+            if s.init is not None:
+                found[c, name] = Run(self, c, {}, {}, {}).expr(s.init)
+        return found
+
+    def step(self, g: Mapping[int, Term] | Term, before: Mapping[tuple[int, str], Term], more: Mapping[tuple[str, str], Term] | None = None) -> Step1:
+        """One step on these gradients, from these states. more: other leaves, by kind and name."""
+        made = Step1()
+        run = Run(self, 0, before, made.values, dict(more or {}))
+        for c in range(len(self.programs)):
+            run.g[c] = g if isinstance(g, Term) else g[c]
+        run.steps(merge({c: p.body for c, p in enumerate(self.programs)}))
+        for c, p in enumerate(self.programs):
+            run.c = c
+            w = None if p.weight is None else run.expr(p.weight)
+            if w is not None:
+                made.weights[c] = w
+            if p.out is not None and (p.returns or w is None):
+                made.out[c] = run.expr(p.out)
+            else:
+                assert w is not None
+                made.out[c] = self.difference(w)
+            commits = dict(p.commits)
+            for s in p.states:
+                made.commits[c, s.name] = run.expr(commits[s.name]) if s.name in commits else before[c, s.name]
+        return made
+
+    def difference(self, w: Term) -> Term:
+        """The weight before less this one."""
+        if w.op == "select":
+            return self.terms.select(w.args[0], *(self.difference(x) for x in w.args[1:]))
+        return self.terms.sub(self.weight, w)
+
+    @property
+    def weight(self) -> Term:
+        return self.terms.leaf("builtin", "w", GRID)
+
+
+class Run:
+    """The terms of the expressions of one step; c: the class that is looked at."""
+
+    def __init__(self, steps: Steps, c: int, before: Mapping[tuple[int, str], Term], values: dict[tuple[int, str], Term], more: dict[tuple[str, str], Term]):
+        self.of, self.terms, self.c, self.before, self.values, self.more = steps, steps.terms, c, before, values, more
+        self.g: dict[int, Term] = {}
+
+    def steps(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            match step:
+                case Local(c, Binding(name, e)):
+                    self.c = c
+                    self.values[c, name] = self.expr(e)
+                case Shared(name, bindings):
+                    self.shared(name, {c: b.expr for c, b in bindings.items()})
+                case Guarded(_, blocks, body):
+                    self.steps(body)
+                    for c, block in blocks.items():
+                        self.c = c
+                        due = self.due(block.count, block.start)
+                        for y in block.yields:
+                            self.values[c, y.name] = self.terms.select(due, self.expr(y.inner), self.expr(y.outer))
+
+    def due(self, count: int, start: int) -> Term:
+        """Whether this is a step start, start + count, …; the run's steps and those of the rule that is looked at are the same."""
+        t, boolean = self.expr(Ref("t", "builtin", NUMBER)), replace(NUMBER, boolean=True)
+        since = self.terms.apply("sub", (t, self.terms.const(start)), (), NUMBER) if start % count else t
+        if count == 1:
+            whole = self.terms.const(True)
+        else:
+            whole = self.terms.apply("eq", (self.terms.apply("mod", (since, self.terms.const(count)), (), NUMBER), self.terms.const(0)), (), boolean)
+        begun = self.terms.const(True) if start <= count and not start % count else self.terms.apply("le", (self.terms.const(start), t), (), boolean)
+        return self.terms.both(True, whole, begun if start > 1 else self.terms.const(True), boolean)
+
+    def shared(self, name: str, exprs: Mapping[int, Expr]) -> None:
+        """A value of several classes: a reduction over the cells of all of them, where they are the same terms, else over what they are."""
+        found: dict[int, Term] = {}
+        for c, e in exprs.items():
+            self.c = c
+            found[c] = self.expr(e)
+        first = next(iter(found.values()))
+        if any(t is not first for t in found.values()):
+            e = next(iter(exprs.values()))
+            op = e.op if isinstance(e, Reduce | Apply) else "joint"
+            own = {c: self.terms.make("joint", tuple(found.values()), op, t.type) for c, t in found.items()}
+            found = own if is_shared(e.type) else {c: self.terms.make("joint", (t, *found.values()), op, t.type) for c, t in found.items()}
+        for c, t in found.items():
+            self.values[c, name] = t
+
+    def expr(self, e: Expr) -> Term:
+        match e:
+            case Const(value):
+                return self.terms.const(value)
+            case Ref():
+                return self.ref(e)
+            case Reduce(op=op, args=args):
+                return self.terms.apply(op, [self.expr(a) for a in args], e.static, e.type)
+            case Apply(op=op, args=args):
+                return self.terms.apply(op, [self.expr(a) for a in args], e.static, e.type)
+
+    def ref(self, e: Ref) -> Term:
+        if (e.kind, e.name) in self.more:
+            return self.more[e.kind, e.name]
+        match e.kind:
+            case "value":
+                return self.values[self.c, e.name]
+            case "state":
+                return self.before[self.c, e.name]
+            case "param" if e.name not in self.of.numbers:
+                value = self.of.parameters[e.name]
+                return self.terms.const(0 if isinstance(value, str) else value)
+            case "builtin" if e.name == "g":
+                return self.g[self.c]
+            case "builtin" if e.name == "t":
+                return self.terms.leaf("builtin", "t", NUMBER)
+            case "builtin" if e.name == "numel":
+                return self.terms.times(*(self.terms.leaf("builtin", n, e.type) for n in ("rows", "cols")))
+            case _:
+                return self.terms.leaf(e.kind, e.name, e.type)
+
+
+# --- ranges of leaves ------------------------------------------------------------------------------------------------
+
+
+def leaf_range(t: Term, numbers: Numbers) -> Range:
+    """Of what is handed over at a step: real numbers; counts (of samples too) are at least 1, the learning rate is above 0."""
+    kind, name = t.data
+    match kind:
+        case "param" if name in numbers:
+            low, high = numbers[name]
+            return Range(low, high, low <= 0 <= high)
+        case "builtin" if name in COUNTS or name.startswith("dim("):
+            return Range(0.0 if name == "ndim" else 1.0, INF, name == "ndim")
+        case "builtin" if name == "lr":
+            return Range(0.0, INF, False)
+        case "state":
+            return ANYTHING
+        case _:
+            return REAL
+
+
+def ranges_after(steps: Steps, step: Step1, later: bool = False) -> Ranges:
+    """Ranges of the leaves at any step: those of states such that every step keeps them. later: from the second step on."""
+    terms, numbers = steps.terms, steps.numbers
+    before, first = steps.before(), steps.first()
+    leaves = {t: leaf_range(t, numbers) for t in terms.table.values() if t.op == "leaf" and t.data[0] != "state"}
+    now = terms.leaf("builtin", "t", NUMBER)
+    start = Ranges(leaves)
+    held: dict[Term, Range] = {}
+    for k, s in steps.states.items():
+        r = Range(INF, -INF, False, empty=True) if s.init is None else start.of(first[k])
+        held[before[k]] = held[before[k]] | r if before[k] in held else r
+    for round_ in range(ROUNDS):
+        ranges = Ranges({**leaves, **held})
+        after: dict[Term, Range] = {}
+        for k, t in before.items():
+            r = ranges.of(step.commits[k])
+            after[t] = after[t] | r if t in after else r
+        grown = {t: held[t] | r for t, r in after.items()}
+        if grown == held:
+            break
+        held = {t: widened(held[t], r) if round_ >= 2 else r for t, r in grown.items()}
+    else:
+        held = dict.fromkeys(held, ANYTHING)
+    if later:
+        ranges = Ranges({**leaves, **held})
+        held = {t: ranges.of(step.commits[k]) for k, t in before.items()} if len(steps.programs) == 1 else held
+        leaves[now] = Range(2.0, INF, False)
+    return Ranges({**leaves, **held})
+
+
+def widened(old: Range, new: Range) -> Range:
+    low = new.low if new.low == old.low else next((x for x in (0.0, -1.0) if x <= new.low), -INF)
+    high = new.high if new.high == old.high else next((x for x in (0.0, 1.0) if x >= new.high), INF)
+    return replace(new, low=low, high=high, zero=new.zero or low < 0 < high)
+
+
+# --- sets of tensors -------------------------------------------------------------------------------------------------
+
+
+def sets_of(usable: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """All of them at once, and each alone."""
+    taken: set[str] = set()
+    together: list[Tensor] = []
+    for k, t in enumerate(usable):
+        together.append(replace(t, name=t.name if t.name not in taken else f"{t.name}.{k}"))
+        taken.add(together[-1].name)
+    yield tuple(together)
+    for t in usable:
+        yield (t,)
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """A claim about some tensors: its comparisons as a tree of terms, and what is to be given. premise: None where there is none."""
+
+    premise: Term | None
+    claim: Term
+
+
+class Claims:
+    """What a law says, as terms, of each pair of a class of the rule and one of the law."""
+
+    def __init__(
+        self, terms: Terms, claim: Claim, tensors: Sequence[Tensor], class_of: Mapping[str, int], parameters: Mapping[str, Constant], numbers: Numbers
+    ):
+        more = dict.fromkeys((n for n in claim.module.parameters if n not in parameters), 1.0)
+        said: Elaborated = elaborate_claim(claim, tensors, {**parameters, **more})
+        self.trees, self.premise = said.trees, said.premise
+        self.pairs = list(dict.fromkeys((class_of[t.name], said.class_of[t.name]) for t in tensors))
+        self.steps = Steps(terms, [said.programs[law] for _, law in self.pairs], parameters, numbers)
+
+    def given(self, g: Term, results: Mapping[str, Mapping[int, Term]], more: Mapping[tuple[str, str], Term]) -> list[Step1]:
+        """The law's own step, where `out` and the results are these terms, by class of the rule."""
+        found = []
+        runs = merge({i: p.body for i, p in enumerate(self.steps.programs)})
+        run = PairRun(self, self.steps.before(), results, dict(more))
+        run.g = dict.fromkeys(range(len(self.pairs)), g)
+        run.steps(runs)
+        for i, p in enumerate(self.steps.programs):
+            run.c = i
+            commits = {(i, name): run.expr(e) for name, e in p.commits}
+            found.append(Step1({}, commits, {}))
+        return found
+
+    def stream(self, k: int, g: Term, results: Mapping[str, Mapping[int, Term]], more: Mapping[tuple[str, str], Term]) -> dict[int, Term] | None:
+        """The k-th other stream, by class of the rule; None where two classes of the law see it differently."""
+        found: dict[int, Term] = {}
+        for i, step in enumerate(self.given(g, results, more)):
+            t = step.commits[i, f"{STREAM} {k}"]
+            if found.setdefault(self.pairs[i][0], t) is not t:
+                return None
+        return found
+
+    def said(self, g: Term, results: Mapping[str, Mapping[int, Term]], more: Mapping[tuple[str, str], Term]) -> list[Said]:
+        terms = self.steps.terms
+        made = []
+        for i, step in enumerate(self.given(g, results, more)):
+            premise = condition(terms, step.commits[i, PREMISE]) if self.premise else None
+            made.append(Said(premise, self.tree(i, self.trees[self.pairs[i][1]], step)))
+        return made
+
+    def tree(self, i: int, tree: Tree, step: Step1) -> Term:
+        terms, boolean = self.steps.terms, Type(GRID.scope, "rows", "cols", boolean=True)
+        match tree:
+            case Leaf(op="", states=(name,)):
+                return condition(terms, step.commits[i, name])
+            case Leaf(op=op, states=(a, b)):
+                return terms.apply(op, (step.commits[i, a], step.commits[i, b]), (), boolean)
+            case ("not", (part,)):
+                return terms.negated(self.tree(i, part, step))
+            case (op, (a, b)):
+                return terms.both(op == "and", self.tree(i, a, step), self.tree(i, b, step), boolean)
+        raise AssertionError(tree)
+
+
+class PairRun(Run):
+    """The law's step, in which what the rule gives is known for each pair."""
+
+    def __init__(self, claims: Claims, before: Mapping[tuple[int, str], Term], results: Mapping[str, Mapping[int, Term]], more: dict[tuple[str, str], Term]):
+        super().__init__(claims.steps, 0, before, {}, more)
+        self.results, self.pairs = results, claims.pairs
+
+    def ref(self, e: Ref) -> Term:
+        if e.kind == "input" and e.name in self.results:
+            return self.results[e.name][self.pairs[self.c][0]]
+        return super().ref(e)
+
+
+def condition(terms: Terms, number: Term) -> Term:
+    """What a choice of 1 or 0 chooses by."""
+    match number.op, number.args:
+        case "select", (c, x, y) if x.value == 1 and y.value == 0:
+            return c
+        case "select", (c, x, y) if x.value == 0 and y.value == 1:
+            return terms.negated(c)
+        case "const", ():
+            return terms.const(bool(number.value))
+    return terms.negated(terms.apply("eq", (number, terms.const(0)), (), replace(number.type, boolean=True)))
+
+
+def programs_of_sets(
+    module: Module, usable: Sequence[Tensor], parameters: Mapping[str, Constant], numbers: Numbers
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Program, ...], Mapping[str, int]] | None]:
+    """The Programs for each set of tensors, each tuple of Programs once; None where a quantified number is fixed when they are made. Raises UpdslError where
+    a set cannot be used."""
+    seen: set[tuple[Program, ...]] = set()
+    for tensors in sets_of(usable):
+        found = elaborate(module, tensors, parameters)
+        if found.constants & numbers.keys():
+            yield None
+        elif found.programs not in seen:
+            seen.add(found.programs)
+            yield tensors, found.programs, found.class_of

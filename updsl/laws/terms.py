@@ -1,0 +1,393 @@
+"""Terms: what a rule computes in one step as a graph over real numbers, in a normal form in which much that is equal is the same object.
+
+Literals are exact. A sum is `lin`: numbers times terms, and a number; a product is `mul`: terms to powers, where what is divided by stays apart from what is
+multiplied by, so that nothing is cancelled that could be 0. Where a sum cancels a term, or a product has the factor 0, the term is kept in `dropped`: what
+is then said holds where it is a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+from updsl.core.ir import CONDITION, NUMBER, Type, joined
+from updsl.core.ops import OPS, REDUCTIONS
+from updsl.core.scope import Scope
+
+MEASURES = frozenset(("norm", "rms", "absmax", "std"))
+"""Reductions m with m(f·x) = |f|·m(x), at least 0."""
+NONNEGATIVE = MEASURES | {"abs", "exp", "sigmoid", "var", "count", "any", "rows", "cols"}
+FLIPPED = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum"}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Term:
+    """op: of the op table, or "const" (data: a Fraction, ±inf or a boolean), "leaf" (data: kind and name), "lin" (data: the factors, then the number), "mul"
+    (data: the powers; of 0 or less for what is divided by), "joint" (data: a reduction, over the terms of several classes), "average" (data: what names its
+    weights, which are of all steps so far, at least 0, and sum to 1). Else data is what is static. Equal terms of one `Terms` are one object."""
+
+    op: str
+    args: tuple[Term, ...]
+    data: Any
+    type: Type
+
+    @property
+    def scope(self) -> Scope:
+        return self.type.scope
+
+    @property
+    def value(self) -> Any:
+        """Of a literal, else None."""
+        return self.data if self.op == "const" else None
+
+    def __repr__(self) -> str:
+        return f"{self.op}{list(self.args)}{self.data}" if self.args else f"{self.data}"
+
+
+@dataclass
+class Terms:
+    """Makes terms, each once. dropped: what cancelled."""
+
+    table: dict[tuple, Term] = field(default_factory=dict)
+    dropped: dict[Term, None] = field(default_factory=dict)
+
+    def make(self, op: str, args: tuple[Term, ...], data: Any, type_: Type) -> Term:
+        key = (op, tuple(map(id, args)), data, type_)
+        if key not in self.table:
+            self.table[key] = Term(op, args, data, type_)
+        return self.table[key]
+
+    def const(self, value: Any) -> Term:
+        if isinstance(value, float):
+            value = Fraction(repr(value)) if math.isfinite(value) else value
+        elif not isinstance(value, bool):
+            value = Fraction(value)
+        return self.make("const", (), value, CONDITION if isinstance(value, bool) else NUMBER)
+
+    def leaf(self, kind: str, name: str, type_: Type) -> Term:
+        return self.make("leaf", (), (kind, name), type_)
+
+    # --- sums --------------------------------------------------------------------------------------------------------
+
+    def lin(self, parts: Iterable[tuple[Fraction, Term]]) -> Term:
+        """The sum of numbers times terms."""
+        found: dict[Term, Fraction] = {}
+        number = Fraction(0)
+        types: list[Type] = []
+        for c, t in parts:
+            types.append(t.type)
+            if isinstance(t.value, Fraction | bool):
+                number += c * Fraction(t.value)
+            elif t.op == "lin":
+                *factors, rest = t.data
+                number += c * rest
+                for f, x in zip(factors, t.args, strict=True):
+                    found[x] = found.get(x, Fraction(0)) + c * f
+            else:
+                found[t] = found.get(t, Fraction(0)) + c
+        self.dropped.update(dict.fromkeys(t for t, c in found.items() if not c))
+        kept = sorted(((t, c) for t, c in found.items() if c), key=lambda p: id(p[0]))
+        if not kept:
+            return self.const(number)
+        if len(kept) == 1 and kept[0][1] == 1 and not number:
+            return kept[0][0]
+        return self.make("lin", tuple(t for t, _ in kept), (*(c for _, c in kept), number), plain(joined(*(t.type for t, _ in kept))))
+
+    def add(self, *terms: Term) -> Term:
+        return self.lin((Fraction(1), t) for t in terms)
+
+    def scaled(self, c: Fraction | int, t: Term) -> Term:
+        if t.value is not None and not isinstance(t.value, Fraction | bool):
+            return self.const(t.value * math.copysign(1, c)) if c else self.lost(t)
+        return self.lin([(Fraction(c), t)])
+
+    def sub(self, x: Term, y: Term) -> Term:
+        return self.lin([(Fraction(1), x), (Fraction(-1), y)])
+
+    def lost(self, *terms: Term) -> Term:
+        self.dropped.update(dict.fromkeys(terms))
+        return self.const(0)
+
+    # --- products ----------------------------------------------------------------------------------------------------
+
+    def mul(self, parts: Iterable[tuple[Term, Fraction]]) -> Term:
+        """The product of terms to powers."""
+        number, found = Fraction(1), {}
+        for t, power in parts:
+            c, inner = monomial(t, power)
+            number *= c
+            if t.op == "mul" and power != 1 and any(p.denominator > 1 for p in t.data):
+                self.dropped[t] = None
+            for x, p in inner:
+                found[x, p > 0] = found.get((x, p > 0), Fraction(0)) + p
+        for x in [x for x, up in found if up and (x, False) in found and is_count(x)]:
+            p = found.pop((x, True)) + found.pop((x, False))
+            if p:
+                found[x, p > 0] = p
+        kept = sorted(found.items(), key=lambda p: (id(p[0][0]), p[0][1]))
+        if not number:
+            return self.lost(*(self.power_term(x, p) for (x, _), p in kept))
+        if not kept:
+            return self.const(number)
+        if len(kept) == 1 and kept[0][1] == 1:
+            return self.scaled(number, kept[0][0][0]) if number != 1 else kept[0][0][0]
+        product = self.make("mul", tuple(x for (x, _), _ in kept), tuple(p for _, p in kept), plain(joined(*(x.type for (x, _), _ in kept))))
+        return product if number == 1 else self.lin([(number, product)])
+
+    def power_term(self, x: Term, p: Fraction) -> Term:
+        return x if p == 1 else self.make("mul", (x,), (p,), x.type)
+
+    def times(self, *terms: Term) -> Term:
+        return self.mul((t, Fraction(1)) for t in terms)
+
+    def over(self, x: Term, y: Term) -> Term:
+        if y.value == 0 and not isinstance(y.value, bool):
+            return self.make("div", (x, y), (), plain(x.type))
+        return self.mul([(x, Fraction(1)), (y, Fraction(-1))])
+
+    def power(self, x: Term, y: Term) -> Term:
+        """x^y: a product where y is a fraction, else a term of its own."""
+        p = y.value
+        if isinstance(p, Fraction) and not isinstance(p, bool):
+            if not p:
+                self.dropped[x] = None
+                return self.const(1)
+            if isinstance(x.value, Fraction) and (p.denominator != 1 or abs(p) > 16 or not x.value):
+                return self.make("pow", (x, y), (), NUMBER) if x.value != 1 else x
+            return self.mul([(x, p)])
+        return self.make("pow", (x, y), (), plain(joined(x.type, y.type)))
+
+    # --- everything --------------------------------------------------------------------------------------------------
+
+    def apply(self, op: str, args: Sequence[Term], static: tuple, type_: Type) -> Term:
+        """An op of the table over these terms."""
+        a = tuple(args)
+        match op, a:
+            case "neg", (x,):
+                return self.scaled(-1, x)
+            case "add", (x, y) if finite_literals(x, y):
+                return self.add(x, y)
+            case "sub", (x, y) if finite_literals(x, y):
+                return self.sub(x, y)
+            case "mul", (x, y) if finite_literals(x, y):
+                return self.times(x, y)
+            case "div", (x, y) if finite_literals(x, y):
+                return self.over(x, y)
+            case "pow", (x, y) if finite_literals(x, y):
+                return self.power(x, y)
+            case "sqrt", (x,):
+                return self.power(x, self.const(Fraction(1, 2)))
+            case ("minimum" | "maximum", (x, y)) if x is y:
+                return x
+            case ("spread", (x,)) | ("store", (x,)) if op == "spread" or static[0] in ("state", "weight", "float64"):
+                return x
+            case "gt" | "ge" as word, (x, y):
+                return self.apply("lt" if word == "gt" else "le", (y, x), (), type_)
+            case "ne", (x, y):
+                return self.negated(self.apply("eq", (x, y), (), type_))
+            case "not", (x,):
+                return self.negated(x)
+            case "and" | "or" as word, (x, y):
+                return self.both(word == "and", x, y, type_)
+            case "select", (c, x, y):
+                return self.select(c, x, y)
+            case "abs", (x,):
+                return self.abs(x)
+            case "sign", (x,):
+                return self.sign(x)
+            case "lt" | "le" | "eq" as word, (x, y) if x.value is not None and y.value is not None:
+                return self.const(bool({"lt": x.value < y.value, "le": x.value <= y.value, "eq": x.value == y.value}[word]))
+            case "lt" | "le" | "eq", (x, y) if 0 in (x.value, y.value):
+                a = self.without_factor(x, y)
+            case "std" | "var", (x,) if not x.type.window and not x.type.boolean:
+                spread = self.reduce("rms", (self.sub(x, self.reduce("mean", (x,), (), type_)),), (), type_)
+                return spread if op == "std" else self.mul([(spread, Fraction(2))])
+            case "minimum" | "maximum" as word, (x, y) if x.value is not None and y.value is not None:
+                return self.const((min if word == "minimum" else max)(x.value, y.value))
+            case "mod", (x, y) if x.value is not None and isinstance(y.value, Fraction) and y.value and isinstance(x.value, Fraction):
+                return self.const(x.value - y.value * math.floor(x.value / y.value))
+        if op in REDUCTIONS and not any(x.type.window for x in a):
+            return self.reduce(op, a, static, type_)
+        return self.make(op, a, static, type_)
+
+    def without_factor(self, x: Term, y: Term) -> tuple[Term, Term]:
+        """c·x and 0, compared: x and 0, or 0 and x."""
+        one = x if y.value == 0 else y
+        if one.op != "lin" or len(one.args) != 1 or one.data[-1]:
+            return x, y
+        pair = (one.args[0], self.const(0)) if one is x else (self.const(0), one.args[0])
+        return pair if one.data[0] > 0 else pair[::-1]
+
+    def negated(self, x: Term) -> Term:
+        if isinstance(x.value, bool):
+            return self.const(not x.value)
+        return x.args[0] if x.op == "not" else self.make("not", (x,), (), x.type)
+
+    def both(self, every: bool, x: Term, y: Term, type_: Type) -> Term:
+        for a, b in ((x, y), (y, x)):
+            if isinstance(a.value, bool):
+                return b if a.value == every else a
+        return x if x is y else self.make("and" if every else "or", (x, y), (), type_)
+
+    def select(self, c: Term, x: Term, y: Term) -> Term:
+        if isinstance(c.value, bool):
+            return x if c.value else y
+        if c.op == "not":
+            return self.select(c.args[0], y, x)
+        return (
+            x
+            if x is y
+            else self.make(
+                "select", (c, x, y), (), joined(c.type, x.type, y.type) if not x.type.boolean else replace(joined(c.type, x.type, y.type), boolean=True)
+            )
+        )
+
+    def abs(self, x: Term) -> Term:
+        c, parts = monomial(x, Fraction(1))
+        if isinstance(x.value, Fraction | bool) or len(parts) != 1 or c != 1 or parts[0][1] != 1:
+            return self.mul([(self.const(abs(c)), Fraction(1)), *((self.abs_term(t), p) for t, p in parts)])
+        return self.abs_term(x)
+
+    def abs_term(self, x: Term) -> Term:
+        return x if is_nonnegative(x) else self.make("abs", (x,), (), plain(x.type))
+
+    def sign(self, x: Term) -> Term:
+        c, parts = monomial(x, Fraction(1))
+        if isinstance(x.value, Fraction):
+            return self.const((x.value > 0) - (x.value < 0))
+        if x.op == "sign":
+            return x
+        if c != 1 and len(parts) >= 1 and x.op == "lin":
+            return self.scaled(1 if c > 0 else -1, self.sign(self.mul(parts)))
+        return self.make("sign", (x,), (), plain(x.type))
+
+    def reduce(self, op: str, args: tuple[Term, ...], static: tuple, type_: Type) -> Term:
+        """A reduction: factors that its cells share stand before it, sums of a mean or a sum are sums."""
+        x, scope = args[0], type_.scope
+        if op in ("mean", "min", "max", "median", "absmax", "rms") and (x.scope <= scope) and not x.type.boolean:
+            return x if op not in MEASURES else self.abs(x)
+        if op in ("sum", "mean") and x.op == "lin":
+            *factors, number = x.data
+            if op == "mean" or not number:
+                parts = [(c, self.reduce(op, (t,), static, type_)) for c, t in zip(factors, x.args, strict=True)]
+                return self.lin([*parts, (Fraction(1), self.const(number))])
+        if op in MEASURES | {"sum", "mean", "dot"} and not (op == "norm" and static and static[0] == 0):
+            outer, inner = zip(*(self.shared_factors(a, scope) for a in args), strict=True)
+            if any(f.value != 1 for f in outer):
+                made = self.make(op, inner, static, type_) if all(i.value is None for i in inner) else self.counted(op, inner, static, type_)
+                return self.times(*((self.abs(f) if op in MEASURES else f) for f in outer), made)
+        if op in ("min", "max", "median"):
+            c, parts = monomial(x, Fraction(1))
+            if c != 1 and x.op == "lin" and len(x.args) == 1:
+                return self.scaled(c, self.reduce(op if c > 0 else FLIPPED.get(op, op), (self.mul(parts),), static, type_))
+        return self.counted(op, args, static, type_)
+
+    def counted(self, op: str, args: tuple[Term, ...], static: tuple, type_: Type) -> Term:
+        if op in MEASURES | {"sum"} and args[0].value == 0:
+            return self.const(0)
+        return self.make(op, args, static, type_)
+
+    def shared_factors(self, x: Term, scope: Scope) -> tuple[Term, Term]:
+        """What of a product is the same in each cell of the scope, and the rest."""
+        c, parts = monomial(x, Fraction(1))
+        outer = [(t, p) for t, p in parts if t.scope <= scope]
+        inner = [(t, p) for t, p in parts if not t.scope <= scope]
+        if not inner:
+            return self.const(1), x
+        return self.mul([(self.const(c), Fraction(1)), *outer]), self.mul(inner)
+
+
+def monomial(t: Term, power: Fraction) -> tuple[Fraction, list[tuple[Term, Fraction]]]:
+    """t^power as a number times terms to powers; a product in it is taken apart where the power is whole."""
+    if power.denominator == 1:
+        if isinstance(t.value, Fraction | bool) and (t.value or power > 0):
+            return Fraction(t.value) ** int(power), []
+        if t.op == "lin" and len(t.args) == 1 and not t.data[-1]:
+            c, inner = monomial(t.args[0], power)
+            return t.data[0] ** int(power) * c, inner
+        if t.op == "mul":
+            c, parts = Fraction(1), []
+            for x, p in zip(t.args, t.data, strict=True):
+                d, inner = monomial(x, p * power)
+                c, parts = c * d, [*parts, *inner]
+            return c, parts
+    return Fraction(1), [(t, power)]
+
+
+def is_count(t: Term) -> bool:
+    """A number above 0 that is handed over."""
+    return t.op == "leaf" and t.data[0] == "builtin" and (t.data[1] in ("t", "rows", "cols", "numel", "batch", "lr") or t.data[1].startswith("dim("))
+
+
+def plain(type_: Type) -> Type:
+    return replace(type_, boolean=False) if type_.boolean else type_
+
+
+def finite_literals(*terms: Term) -> bool:
+    """None is an infinite literal, nor a window."""
+    return not any((isinstance(t.value, float) or t.type.window) for t in terms)
+
+
+def is_nonnegative(t: Term) -> bool:
+    """Whether it is, by its form."""
+    match t.op:
+        case "const":
+            return t.value >= 0
+        case "mul":
+            return all(p.numerator % 2 == 0 or p.denominator % 2 == 0 or is_nonnegative(x) for x, p in zip(t.args, t.data, strict=True))
+        case "lin":
+            return all(c >= 0 for c in t.data) and all(map(is_nonnegative, t.args))
+        case "leaf":
+            return is_count(t) or t.data == ("builtin", "ndim")
+        case "select":
+            return all(map(is_nonnegative, t.args[1:]))
+        case "sum" | "mean" | "max" | "min" | "average" | "minimum":
+            return all(map(is_nonnegative, t.args))
+        case "maximum":
+            return any(map(is_nonnegative, t.args))
+        case "joint":
+            return t.data in NONNEGATIVE
+        case op:
+            return op in NONNEGATIVE
+
+
+def walk(*terms: Term) -> Iterator[Term]:
+    """Every term in these, each once, operands first."""
+    seen: set[Term] = set()
+    waiting = [(t, False) for t in reversed(terms)]
+    while waiting:
+        t, ready = waiting.pop()
+        if ready:
+            yield t
+        elif t not in seen:
+            seen.add(t)
+            waiting.append((t, True))
+            waiting.extend((a, False) for a in reversed(t.args))
+
+
+def rebuilt(terms: Terms, t: Term, args: Sequence[Term]) -> Term:
+    """The same of other operands, in normal form."""
+    if all(map(lambda a, b: a is b, args, t.args)):
+        return t
+    match t.op:
+        case "lin":
+            *factors, number = t.data
+            return terms.lin([*zip(factors, args, strict=True), (Fraction(1), terms.const(number))])
+        case "mul":
+            return terms.mul(zip(args, t.data, strict=True))
+        case "joint" | "average":
+            return terms.make(t.op, tuple(args), t.data, t.type)
+        case op if op in OPS:
+            return terms.apply(op, args, t.data, t.type)
+    return terms.make(t.op, tuple(args), t.data, t.type)
+
+
+def substituted(terms: Terms, t: Term, known: Mapping[Term, Term]) -> Term:
+    """With other terms for some."""
+    made: dict[Term, Term] = {}
+    for x in walk(t):
+        made[x] = known[x] if x in known else rebuilt(terms, x, [made[a] for a in x.args])
+    return made[t]
