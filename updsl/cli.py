@@ -106,9 +106,16 @@ def cli() -> None:
 @click.option("--laws", is_flag=True, help="Decide the laws.")
 @click.option("--examples", type=click.IntRange(1), default=200, show_default=True, help="Streams of gradients that a law is tried on.")
 @click.option("--seed", type=int, help="Of the streams; else each law has its own.")
-@click.option("--strict", is_flag=True, help="Warnings and vacuous laws count as mistakes.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), default=60, show_default=True, help="Seconds for a law, whose verdict is then what was tested."
+)
+@click.option("--dtype", type=click.Choice(["float64", "float32", "bfloat16", "float16"]), help="Of gradients and weights.  [float64, then float32]")
+@click.option("--snippet", is_flag=True, help="Print Python that runs what refutes a law.")
+@click.option("--strict", is_flag=True, help="Warnings, vacuous laws, and laws that fail in float32 alone, count as mistakes.")
 @click.option("--format", "output", type=click.Choice(["text", "json", "github"]), default="text", help="How to print the result.")
-def check(files: tuple[str, ...], laws: bool, examples: int, seed: int | None, strict: bool, output: str) -> int:
+def check(
+    files: tuple[str, ...], laws: bool, examples: int, seed: int | None, timeout: float, dtype: str | None, snippet: bool, strict: bool, output: str
+) -> int:
     """Find mistakes in rule files, and run their examples.
 
     Exit code 0: none, or warnings alone; 1: mistakes, or a law that is refuted; 2: a file that cannot be read.
@@ -124,10 +131,12 @@ def check(files: tuple[str, ...], laws: bool, examples: int, seed: int | None, s
             from updsl.front.files import open_unit
             from updsl.laws.decide import decide_all  # loads NumPy, which takes as long as all else
 
-            for verdict in decide_all(open_unit(file), examples, seed):
+            for verdict in decide_all(open_unit(file), examples, seed, timeout, dtype):
                 verdicts[file].append(verdict)
                 if output == "text":
                     say("\n".join(f"  {line}" for line in str(verdict).split("\n")))
+                    if snippet and verdict.counterexample:
+                        say(f"\n{verdict.counterexample.snippet()}")
     match output:
         case "json":
             reports = [
@@ -137,8 +146,9 @@ def check(files: tuple[str, ...], laws: bool, examples: int, seed: int | None, s
         case "github":
             for d in every:
                 say(to_github(d))
-    kinds = {v.kind for vs in verdicts.values() for v in vs}
-    failed = "refuted" in kinds or (strict and (every or "vacuous" in kinds))
+    decided = [v for vs in verdicts.values() for v in vs]
+    doubtful = any(v.kind == "vacuous" or v.counterexample for v in decided)
+    failed = any(v.kind == "refuted" for v in decided) or (strict and (every or doubtful))
     return exit_code(every) or (FOUND if failed else 0)
 
 

@@ -37,13 +37,19 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a law says of its rule. module: the law as a rule; text: the claim, with names for what the rule gives; streams: the number of other streams that
-    the rule is run on."""
+    """What a law says of its rule. module: the law as a rule; premise, text: the premise and the claim, with names for what the rule gives; streams: the other
+    streams that the rule is run on, as texts."""
 
     law: syntax.Law
     module: Module
+    premise: syntax.Expr | None
     text: syntax.Expr
-    streams: int
+    given: tuple[syntax.Expr, ...]
+
+    @property
+    def streams(self) -> int:
+        """How many other streams there are."""
+        return len(self.given)
 
     @property
     def ranges(self) -> tuple[str, ...]:
@@ -93,7 +99,7 @@ def claim_of(module: Module, law: syntax.Law) -> Claim:
     rule = syntax.Rule(f"{module.name}.{law.name}", parameters, body, span=law.span)
     known = {**module.parameters, **{n: Parameter(n, 1.0) for n in numbers}}
     kinds = {i.name: i.scope.name if i.scope else i.kind for i in items}
-    return Claim(law, Module(module.unit, rule, known, kinds, False), parts[CLAIM], len(streams))
+    return Claim(law, Module(module.unit, rule, known, kinds, False), parts.get(PREMISE), parts[CLAIM], tuple(streams))
 
 
 def _without_runs(tree: Any, streams: list[syntax.Expr]) -> Any:

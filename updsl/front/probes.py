@@ -32,7 +32,12 @@ def programs_of(module: Module, parameters: Mapping[str, Constant]) -> list[Prog
 
 def tensors_of(module: Module, parameters: Mapping[str, Constant]) -> list[Tensor]:
     """A tensor of each name and shape that the rule can be used for."""
-    return [t for t, walked in _by_tensor(module, parameters).items() if walked.program is not None]
+    return list(by_tensor(module, parameters))
+
+
+def by_tensor(module: Module, parameters: Mapping[str, Constant]) -> dict[Tensor, Program]:
+    """A tensor of each name and shape that the rule can be used for, with its Program."""
+    return {t: walked.program for t, walked in _by_tensor(module, parameters).items() if walked.program is not None}
 
 
 def _walks(module: Module, parameters: Mapping[str, Constant]) -> list[Walked]:

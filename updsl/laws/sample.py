@@ -1,39 +1,55 @@
 """Laws tried on drawn streams of gradients, and the smallest stream that breaks one.
 
-A stream is a few segments, each some gradients repeated: small whole numbers first, so that what is found shrinks to numbers that one can follow; zeros,
-ties, spikes, tiny and huge tensors, columns that are dead, gradients that stay as they are.
+A stream is a few segments, each a gradient that stays, alternates or grows for some steps: small whole numbers first, so that what is found shrinks to numbers
+that one can follow; zeros, ties, spikes, tiny and huge tensors, rows and columns that are dead. All of it is drawn by Hypothesis, and so replayed and shrunk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 
+from updsl.core import numeric
 from updsl.core.frame import Key, Tensor
-from updsl.core.ir import Input
+from updsl.core.ir import Const, Every, Input, Program, Statement, roots, walk
 from updsl.front import syntax
 from updsl.front.claim import Claim
+from updsl.front.contents import nodes
 from updsl.front.module import Module
-from updsl.front.probes import tensors_of
+from updsl.front.probes import by_tensor
 from updsl.front.unit import Constant
-from updsl.laws.trial import Arrays, Outcome, Setting, Trial
+from updsl.laws.trial import Arrays, Outcome, OutOfTime, Setting, Trial
 
 VALUES = (1.0, 0.0, -1.0, 2.0, -2.0, 3.0, 0.5, -0.25, 4.0, -3.0, 1.5, 0.1, 7.0, -10.0, 0.03, 100.0)
 """Entries; the first are tried first when a stream is made smaller."""
 NONFINITE = (math.nan, math.inf, -math.inf)
 SCALES = (1.0, 1.0, 1.0, 30.0, 1e-3, 1e3, 0.0, 1e-9, 1e12)
 """Of a tensor's gradient in a segment: 1, a spike, small, large, nothing."""
+WEIGHTS = (0.0, 1.0, 0.02, 30.0)
+"""Scales of a tensor's weights."""
+LARGEST = {"float16": 30.0}
+"""By type, the largest scale, where others would overflow."""
+COURSES = ((1.0,), (1.0, -1.0), (1.0, 2.0, 0.5))
+"""What a segment's gradient is multiplied by, step by step, over and over."""
+PATTERN = 16
+"""Entries of a tensor that are drawn; larger ones repeat them."""
 SMALLER = 200
 """Streams that are tried to make the one that breaks a law smaller."""
-LONGEST = 48
-"""Steps of a stream, at most."""
+LONGEST = 128
+"""Steps of the longest span of a rule (a warm-up, a gap) that streams outlast."""
+SHORT = 24
+"""Steps of a stream before and after its longest span, at most."""
+BATCHES = (2, 1, 3)
+"""Samples of a step. Of none, a mean is 0/0."""
 
 
 class Broken(Exception):
@@ -41,20 +57,22 @@ class Broken(Exception):
 
 
 class Search:
-    """Trials of one law with some values of the parameters."""
+    """Trials of one law with some values of the parameters, of a rule that runs in this type."""
 
-    def __init__(self, module: Module, claim: Claim, parameters: Mapping[str, Constant]):
-        self.module, self.claim, self.parameters = module, claim, dict(parameters)
-        self.sets = _sets(module, self.parameters)
-        self.horizon = _horizon(self.parameters)
+    def __init__(self, module: Module, claim: Claim, parameters: Mapping[str, Constant], ground: Ground, dtype: str = "float64"):
+        self.module, self.claim, self.parameters, self.dtype = module, claim, dict(parameters), dtype
+        self.sets, self.spans = ground.sets, ground.spans
         self.trials: dict[object, Trial] = {}
         self.constants: frozenset[str] = frozenset()
         self.compared = self.streams = self.steps = self.smaller = 0
         self.last = ""
         self.found: tuple[Setting, Outcome] | None = None
+        self.until, self.timed_out = math.inf, False
 
-    def run(self, examples: int, number: int) -> None:
-        """Tries this many streams, those of this seed; `found` is then the smallest that breaks the law, if one does."""
+    def run(self, examples: int, number: int, until: float = math.inf) -> None:
+        """Tries this many streams, those of this seed, while time.perf_counter() is before `until`; `found` is then the smallest that breaks the law, if one
+        does."""
+        self.until = until
         test = given(st.data())(self.attempt)
         test = settings(
             max_examples=examples,
@@ -65,27 +83,32 @@ class Search:
             verbosity=Verbosity.quiet,
             report_multiple_bugs=False,
         )(test)
-        with contextlib.suppress(Broken):
-            seed(number)(test)()
+        try:
+            with contextlib.suppress(Broken):
+                seed(number)(test)()
+        except OutOfTime:
+            self.timed_out = True
 
     def attempt(self, data: st.DataObject) -> None:
-        setting = data.draw(st.composite(lambda draw: self.drawn(draw))())
+        if time.perf_counter() > self.until:
+            raise OutOfTime
+        setting = self.drawn(data.draw)
         if self.found is not None:
             self.smaller += 1
             if self.smaller > SMALLER and repr(setting) != self.last:
                 return
-        outcome = self.trial(setting).run(setting)
+        outcome = self.trial(setting).run(setting, self.until)
         if self.found is None:
             self.streams, self.steps = self.streams + 1, self.steps + len(setting.steps)
             self.compared += outcome.compared
         if outcome.breach is not None:
-            self.found, self.last = (replace(setting, steps=setting.steps[: outcome.breach.step]), outcome), repr(setting)
+            self.found, self.last = (cut(setting, outcome.breach.step), outcome), repr(setting)
             raise Broken
 
     def trial(self, setting: Setting) -> Trial:
         """What runs this setting: one for each set of tensors, and for each value of what is constant."""
         if self.key(setting) not in self.trials:
-            made = Trial(self.module, self.claim, setting.tensors, setting.parameters, setting.numbers)
+            made = Trial(self.module, self.claim, setting.tensors, setting.parameters, setting.numbers, self.dtype)
             self.constants |= made.constants
             self.trials[self.key(setting)] = made
         return self.trials[self.key(setting)]
@@ -96,41 +119,91 @@ class Search:
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
-    def drawn(self, draw: st.DrawFn) -> Setting:
+    def drawn(self, draw: Callable[[st.SearchStrategy], Any]) -> Setting:
         """A stream, and all that the law is tried with."""
         tensors = draw(st.sampled_from(self.sets))
         numbers = {name: draw(_numbers(low, high)) for name, (low, high) in self.claim.ranges_of(self.parameters).items()}
         parameters = self.parameters | {n: v for n, v in numbers.items() if n in self.parameters}
-        fresh = Setting(tensors, parameters, (), {}, 1.0, (), {n: v for n, v in numbers.items() if n not in self.parameters})
+        free = {n: v for n, v in numbers.items() if n not in self.parameters}
+        fresh = Setting(tensors, parameters, (), {}, numbers=free, dtype=self.dtype)
         trial = self.trial(fresh)
+        scales = tuple([s for s in SCALES if s <= LARGEST.get(self.dtype, math.inf)])
+        values = VALUES + NONFINITE * self.claim.any_gradients
         steps: list[Arrays] = []
+        inputs: list[dict] = []
         for _ in range(draw(st.integers(1, 4))):
-            g = {t.name: draw(_gradient(t.shape, self.claim.any_gradients)) for t in tensors}
-            steps += [g] * min(draw(st.sampled_from((1, 1, 1, 2, 5, self.horizon))), LONGEST - len(steps))
-        salt = draw(st.integers(0, 7))
-        weights = {t.name: draw(st.just(np.zeros(t.shape)) | _gradient(t.shape, False)) for t in tensors}
-        rng = np.random.default_rng(salt)
-        inputs = tuple(_handed(trial, rng) for _ in steps) if self.module.inputs else ()
+            g = {t.name: draw(_arrays(t.shape, values, scales)) for t in tensors}
+            given = {} if not self.module.inputs else self.handed(draw, trial)
+            course = draw(st.sampled_from(COURSES))
+            for i in range(min(draw(st.sampled_from(self.spans)), self.spans[-1] + SHORT - len(steps))):
+                steps.append({n: self.rounded(x * course[i % len(course)]) for n, x in g.items()})
+                inputs.append(given)
         return replace(
             fresh,
             steps=tuple(steps),
-            weights=weights,
+            weights={t.name: self.rounded(draw(_arrays(t.shape, VALUES, WEIGHTS))) for t in tensors},
             lr=draw(st.sampled_from((1.0, 0.1, 1e-3))),
-            inputs=inputs,
-            matrices={q.name: _square(trial, q, rng) for q in self.claim.law.quantifiers if q.kind in ("orthogonal", "permutation")},
-            seed=salt,
+            inputs=tuple(inputs) if self.module.inputs else (),
+            matrices={q.name: self.square(draw, trial, q) for q in self.claim.law.quantifiers if q.kind in ("orthogonal", "permutation")},
+            seed=draw(st.integers(0, 7)),
         )
 
+    def rounded(self, x: np.ndarray) -> np.ndarray:
+        return numeric.rounded(x, self.dtype)
 
-def _sets(module: Module, parameters: Mapping[str, Constant]) -> list[tuple[Tensor, ...]]:
-    """Sets of tensors that the rule can be used for, the smallest first: one alone, and several of very different sizes."""
-    usable = tensors_of(module, parameters)
+    def handed(self, draw: Callable[[st.SearchStrategy], Any], trial: Trial) -> dict[str, dict[Key, np.ndarray]]:
+        """The inputs of a step, by the keys of their scope."""
+        found: dict[str, dict[Key, np.ndarray]] = {}
+        batch = draw(st.sampled_from(BATCHES)) if "samples" in self.module.inputs.values() else 0
+        for c, p in enumerate(trial.programs):
+            for item in p.inputs:
+                for t in (t for t in trial.tensors if trial.class_of[t.name] == c):
+                    key: Key = "" if item.type.scope.name == "all" else 0 if item.type.scope.name == "group" else t.name
+                    if key not in found.setdefault(item.name, {}):
+                        found[item.name][key] = self.rounded(draw(_input(item, t, batch)))
+        return found
+
+    def square(self, draw: Callable[[st.SearchStrategy], Any], trial: Trial, q: syntax.Quantifier) -> Arrays:
+        """An orthogonal or a permutation matrix for each tensor, of the size that its place needs; the same for all of a size."""
+        found: Arrays = {}
+        of_size: dict[int, np.ndarray] = {}
+        for t in trial.tensors:
+            p = trial.said.programs[trial.said.class_of[t.name]]
+            item = next((i for i in p.inputs if i.name == q.name), None)
+            n = t.grid[1] if item is not None and "cols" in (item.type.rows, item.type.cols) else t.grid[0]
+            if n not in of_size:
+                of_size[n] = draw(_permutation(n) if q.kind == "permutation" else _orthogonal(n))
+            found[t.name] = of_size[n]
+        return found
+
+
+def cut(setting: Setting, steps: int) -> Setting:
+    """Its first steps."""
+    return replace(setting, steps=setting.steps[:steps], inputs=setting.inputs[:steps])
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a law can be tried on, with some values of the parameters. sets: of tensors; spans: lengths of segments, as often as they are drawn."""
+
+    sets: tuple[tuple[Tensor, ...], ...]
+    spans: tuple[int, ...]
+
+
+def ground_of(module: Module, claim: Claim, parameters: Mapping[str, Constant]) -> Ground:
+    usable = by_tensor(module, parameters)
+    return Ground(tuple(_sets(list(usable))), _spans(set(usable.values()), claim, parameters))
+
+
+def _sets(usable: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Sets of tensors that the rule can be used for, the smallest first: one alone, several, and several of very different sizes."""
     small = [t for t in (Tensor("weight", s) for s in ((1,), (2,), (2, 2), (1, 2), (2, 1), ())) if _fits(t, usable)]
     names = list(dict.fromkeys(t.name for t in usable))
     arms = [(Tensor(n, t.shape),) for n in names[1:4] for t in usable if t.name == n][:6]
     many = [Tensor("weight", (4, 3)), Tensor("x", (3,)), Tensor("0", (1, 8)), *(t[0] for t in arms[:1])]
-    several = tuple({t.name: t for t in many if _fits(t, usable)}.values())
-    return [(t,) for t in small] + arms + ([several] if several else []) or [(t,) for t in usable[:3]]
+    sizes = [Tensor("weight", (37, 5)), Tensor("x", (1,)), Tensor("0", (2, 1, 3))]
+    more = [tuple({t.name: t for t in ts if _fits(t, usable)}.values()) for ts in (many, sizes)]
+    return [(t,) for t in small] + arms + [ts for ts in more if ts] or [(t,) for t in usable[:3]]
 
 
 def _fits(t: Tensor, usable: Sequence[Tensor]) -> bool:
@@ -138,10 +211,28 @@ def _fits(t: Tensor, usable: Sequence[Tensor]) -> bool:
     return any(len(u.shape) == len(t.shape) for u in usable)
 
 
-def _horizon(parameters: Mapping[str, Constant]) -> int:
-    """A few steps more than the longest of the rule's own spans: a warm-up, a gap."""
-    spans = [int(v) for v in parameters.values() if isinstance(v, float) and v == int(min(abs(v), 1e6)) and 2 <= v < LONGEST - 4]
-    return max(spans, default=3) + 2
+def _spans(programs: Collection[Program], claim: Claim, parameters: Mapping[str, Constant]) -> tuple[int, ...]:
+    """Lengths of segments: short ones, and some that outlast each count of steps that parameters, the rule's text or the law's may mean."""
+    marks = {float(v) for v in parameters.values() if not isinstance(v, (bool, str))}
+    marks |= {float(n.value) for n in nodes((claim.law.premise, claim.law.claim)) if isinstance(n, syntax.Number)}
+    for p in programs:
+        marks |= set(_counts(p))
+    longer = sorted({int(v) + 1 for v in marks if 2 <= v <= LONGEST and v == int(v)})
+    return (1, 1, 1, 2, 5, *longer[-3:])
+
+
+def _counts(p: Program) -> Iterator[float]:
+    """The literals of a Program, the lengths of its windows, and how often its blocks run."""
+
+    def of(statements: tuple[Statement, ...]) -> Iterator[float]:
+        for s in statements:
+            if isinstance(s, Every):
+                yield from (float(s.count), float(s.start), *of(s.body))
+
+    yield from of(p.body)
+    for e in roots(p):
+        for n in walk(e):
+            yield float(n.value) if isinstance(n, Const) else float(n.type.window)
 
 
 def _numbers(low: float, high: float) -> st.SearchStrategy[float]:
@@ -150,53 +241,47 @@ def _numbers(low: float, high: float) -> st.SearchStrategy[float]:
 
 
 @cache
-def _gradient(shape: tuple[int, ...], any_: bool) -> st.SearchStrategy[np.ndarray]:
-    """One tensor's gradient: entries from a few values, so that ties and zeros come up, times a scale."""
+def _arrays(shape: tuple[int, ...], values: tuple[float, ...], scales: tuple[float, ...]) -> st.SearchStrategy[np.ndarray]:
+    """Entries from a few values, repeated where there are fewer than the array has, so that ties and zeros come up, times a scale."""
     n = math.prod(shape)
-    entries = st.sampled_from(VALUES + (NONFINITE if any_ else ()))
-    rows = st.lists(entries, min_size=n, max_size=n)
-    dead = st.integers(0, 3)
+    pattern = st.lists(st.sampled_from(values), min_size=1, max_size=min(n, PATTERN))
+    dead = st.sampled_from(("none", "none", "column", "row"))
 
-    def made(xs: list[float], scale: float, column: int) -> np.ndarray:
+    def made(xs: list[float], scale: float, zero: str) -> np.ndarray:
         with np.errstate(invalid="ignore"):
-            x = (np.array(xs, np.float64) * scale).reshape(shape)
-        if column == 3 and len(shape) > 1:
-            x[:, 0] = 0.0
+            x = np.resize(np.array(xs), n).reshape(shape) * scale
+        if len(shape) > 1:
+            x[{"column": np.s_[:, 0], "row": 0}.get(zero, np.s_[:0])] = 0.0
         return x
 
-    return st.builds(made, rows, st.sampled_from(SCALES), dead)
+    return st.builds(made, pattern, st.sampled_from(scales), dead)
 
 
-def _handed(trial: Trial, rng: np.random.Generator) -> dict[str, dict[Key, np.ndarray]]:
-    """The inputs of a step, by the keys of their scope."""
-    found: dict[str, dict[Key, np.ndarray]] = {}
-    for c, p in enumerate(trial.rule.programs):
-        for item in p.inputs:
-            for t in trial.tensors:
-                if trial.rule.class_of[t.name] == c:
-                    key: Key = "" if item.type.scope.name == "all" else 0 if item.type.scope.name == "group" else t.name
-                    found.setdefault(item.name, {}).setdefault(key, _value(item, t, rng))
-    return found
-
-
-def _value(item: Input, t: Tensor, rng: np.random.Generator) -> np.ndarray:
+def _input(item: Input, t: Tensor, batch: int) -> st.SearchStrategy[np.ndarray]:
+    """What is handed over as this input, for this tensor. Numbers are above 0: they are losses, counts and the like."""
     sizes = {"rows": t.grid[0], "cols": t.grid[1]}
     if item.kind in ("stream", "samples"):
-        return np.round(rng.standard_normal((2, *t.shape) if item.kind == "samples" else t.shape), 2)
-    shape = [d if isinstance(d, int) else sizes.get(d, 2) for d in (item.type.rows, item.type.cols) if d is not None]
+        return _arrays((batch, *t.shape) if item.kind == "samples" else t.shape, VALUES, (1.0, 1.0, 30.0, 1e-3))
+    shape = tuple([d if isinstance(d, int) else sizes.get(d, 2) for d in (item.type.rows, item.type.cols) if d is not None])
     if item.kind == "matrix":
-        return np.round(rng.standard_normal(shape), 2)
+        return _arrays(shape, VALUES, (1.0,))
     if item.type.scope.size:
-        shape = [-(-t.numel // item.type.scope.size)]
-    return np.abs(np.round(rng.standard_normal(shape), 2)) + 0.1
+        shape = (-(-t.numel // item.type.scope.size),)
+    return _arrays(shape, tuple([v for v in VALUES if v > 0]), (1.0,))
 
 
-def _square(trial: Trial, q: syntax.Quantifier, rng: np.random.Generator) -> Arrays:
-    """An orthogonal or a permutation matrix for each tensor, of the size that its place needs."""
-    found: Arrays = {}
-    for t in trial.tensors:
-        p = trial.law.programs[trial.law.class_of[t.name]]
-        item = next(i for i in p.inputs if i.name == q.name)
-        n = t.grid[1] if "cols" in (item.type.rows, item.type.cols) else t.grid[0]
-        found[t.name] = np.eye(n)[rng.permutation(n)] if q.kind == "permutation" else np.linalg.qr(rng.standard_normal((n, n)))[0]
-    return found
+@cache
+def _permutation(n: int) -> st.SearchStrategy[np.ndarray]:
+    return st.permutations(range(n)).map(lambda order: np.eye(n)[list(order)])
+
+
+@cache
+def _orthogonal(n: int) -> st.SearchStrategy[np.ndarray]:
+    """A product of one or two reflections."""
+
+    def reflection(xs: list[float]) -> np.ndarray:
+        v = np.resize(np.array(xs), n)
+        return np.eye(n) - 2 * np.outer(v, v) / max(float(v @ v), 1e-300)
+
+    mirrors = st.lists(st.sampled_from(VALUES), min_size=1, max_size=min(n, PATTERN)).map(reflection)
+    return st.lists(mirrors, min_size=1, max_size=2).map(lambda qs: qs[0] if len(qs) == 1 else qs[0] @ qs[1])

@@ -3,47 +3,73 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from updsl.laws.trial import Breach, Setting
+from updsl.front.claim import Claim
+from updsl.front.module import Module
+from updsl.laws.replay import exact, replay, shown
+from updsl.laws.snippet import snippet
+from updsl.laws.trial import Breach, Setting, Took
 
 Kind = Literal["proved", "tested", "refuted", "vacuous"]
+TOLD = 6
+"""The last steps of a stream, of which more than the gradient is shown."""
 SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "": "holds"}
 
 
 @dataclass(frozen=True)
 class Counterexample:
-    """The smallest stream found that breaks a law, all else that it was tried with, and where it breaks."""
+    """The smallest stream found that breaks a law, all else that it was tried with, and where it breaks. Printed, it goes step by step: the gradient, values
+    that the rule's text names, states after the step, `out`, what the rule gives on other streams of the law; and both sides where the law fails."""
 
     setting: Setting
     breach: Breach
+    module: Module
+    claim: Claim
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
+    def snippet(self) -> str:
+        """Python that runs the rule on the stream, wherever updsl is installed, and ends in an AssertionError where the law fails."""
+        return snippet(self.module, self.claim, self.setting, self.breach, self.replayed[0])
+
     def lines(self) -> list[str]:
         """Step by step."""
         s, found = self.setting, []
-        given: dict[str, object] = dict(s.numbers)
-        given |= {f"{q} of {t}": _shown(x) for q, by in s.matrices.items() for t, x in by.items()}
+        given: dict[str, object] = {n: v for n, v in {**s.parameters, **s.numbers}.items() if n in self.claim.ranges}
+        given |= {f"{q} of {t}": exact(x) for q, by in s.matrices.items() for t, x in by.items()}
         if any(np.any(w) for w in s.weights.values()):
-            given |= {f"w of {n}" if len(s.weights) > 1 else "w": _shown(w) for n, w in s.weights.items()}
+            given |= {f"w of {n}" if len(s.weights) > 1 else "w": exact(w) for n, w in s.weights.items()}
+        if self.module.writes_weights:
+            given["lr"] = s.lr
+        found += [f"in {s.dtype}"] if s.dtype != "float64" else []
         found += [f"with {', '.join(f'{n} = {v}' for n, v in given.items())}"] if given else []
+        steps, labels = self.replayed
+        streams = tuple([" ".join(e.span.text.split()) for e in self.claim.given])
         for step, g in enumerate(s.steps, 1):
-            for name, x in g.items():
-                found.append(f"step {step}: g{f' of {name}' if len(g) > 1 else ''} = {_shown(x)}")
+            found += [f"step {step}: g{f' of {name}' if len(g) > 1 else ''} = {exact(x)}" for name, x in g.items()]
+            for name, cells in (s.inputs[step - 1] if s.inputs else {}).items():
+                found += [f"    {name}{f' of {key}' if len(cells) > 1 else ''} = {exact(x)}" for key, x in cells.items()]
+            if len(s.steps) - step < TOLD:
+                found += [f"    {line}" for line in shown(steps[step - 1], labels, streams)]
         at = f" of {self.breach.key}" if len(s.tensors) > 1 and self.breach.key != "" else ""
         cell = f" at {list(self.breach.index)}" if self.breach.index else ""
         sides = " against ".join(f"{x:.17g}" for x in self.breach.sides)
         return [*found, f"at step {self.breach.step}{at}{cell} `{SIGNS[self.breach.op]}` fails: {sides}"]
 
+    @cached_property
+    def replayed(self) -> tuple[list[Took], dict[str, str]]:
+        return replay(self.module, self.claim, self.setting)
+
 
 @dataclass(frozen=True)
 class Verdict:
     """rule, law: their names. kind: "proved", "tested", "refuted" or "vacuous"; detail: the argument, or on what it was tested; counterexample: of a refuted
-    law; seconds: that the decision took."""
+    law, or of one that holds in float64 and fails in the type that its setting names; seconds: that the decision took."""
 
     rule: str
     law: str
@@ -58,9 +84,6 @@ class Verdict:
 
     def data(self) -> dict:
         """As plain data."""
-        found = self.counterexample and self.counterexample.lines()
-        return {"rule": self.rule, "law": self.law, "kind": self.kind, "detail": self.detail, "counterexample": found, "seconds": self.seconds}
-
-
-def _shown(x: np.ndarray) -> str:
-    return np.array2string(np.asarray(x), separator=", ", threshold=64, precision=17, floatmode="unique").replace("\n", "")
+        found = self.counterexample
+        more = {"counterexample": found and found.lines(), "snippet": found and found.snippet()}
+        return {"rule": self.rule, "law": self.law, "kind": self.kind, "detail": self.detail, **more, "seconds": self.seconds}
