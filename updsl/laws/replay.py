@@ -38,7 +38,7 @@ def replay(module: Module, claim: Claim, setting: Setting) -> tuple[list[Took], 
 def _named(program: Program, source: Source, fine: bool) -> Iterator[tuple[str, str, Ref]]:
     """The bindings that the text names, or that a short text stands for; fine: those of scope finer than tensor too. Those of guarded blocks have no value on
     some steps, and states are shown as they are after the step."""
-    hidden = {e.name for _, e in program.commits if isinstance(e, Ref)} | {w.expr.name for w in program.watches if isinstance(w.expr, Ref)}
+    hidden = {e.name for _, e in program.commits if isinstance(e, Ref)} | {w.label for w in program.watches if w.label.rpartition(".")[2].startswith("clipped")}
     for b in program.body:
         if not isinstance(b, Binding) or b.name in hidden or b.expr.type.window or b.span.source is not source or b.name.rpartition(".")[2] in PARTS:
             continue
@@ -64,7 +64,8 @@ def shown(took: Took, labels: Mapping[str, str], streams: tuple[str, ...]) -> It
     found = [(labels[n], {k: of_shape(k, a) for k, a in x.items()} if isinstance(x, Mapping) else x) for n, x in took.watches.items()]
     found += [(name, x) for name, x in took.states.items()]
     yield ", ".join([part for label, x in (*found, ("out", took.results[0])) for part in _parts(label, x)])
-    for text, stream, result in zip(streams, took.streams[1:], took.results[1:], strict=True):
+    for k, (text, stream, result) in enumerate(zip(streams, took.streams[1:], took.results[1:], strict=True), 1):
+        text = text if len(text) <= LONGEST else f"stream {k}"
         yield ", ".join([*_parts(text, stream), *_parts(f"rule({text})", result)])
 
 

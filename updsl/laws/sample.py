@@ -1,7 +1,7 @@
 """Laws tried on drawn streams of gradients, and the smallest stream that breaks one.
 
-A stream is a few segments, each a gradient that stays, alternates or grows for some steps: small whole numbers first, so that what is found shrinks to numbers
-that one can follow; zeros, ties, spikes, tiny and huge tensors, rows and columns that are dead. All of it is drawn by Hypothesis, and so replayed and shrunk.
+A stream is a few segments, each a gradient that stays, alternates or grows for some steps: zeros, ties, spikes, tiny and huge tensors, rows and columns that
+are dead. All of it is drawn by Hypothesis, from one seed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from updsl.front.contents import nodes
 from updsl.front.module import Module
 from updsl.front.probes import by_tensor
 from updsl.front.unit import Constant
+from updsl.laws.smaller import smaller
 from updsl.laws.trial import Arrays, Outcome, OutOfTime, Setting, Trial
 
 VALUES = (1.0, 0.0, -1.0, 2.0, -2.0, 3.0, 0.5, -0.25, 4.0, -3.0, 1.5, 0.1, 7.0, -10.0, 0.03, 100.0)
@@ -42,8 +43,10 @@ COURSES = ((1.0,), (1.0, -1.0), (1.0, 2.0, 0.5))
 """What a segment's gradient is multiplied by, step by step, over and over."""
 PATTERN = 16
 """Entries of a tensor that are drawn; larger ones repeat them."""
-SMALLER = 200
+SMALLER = 400
 """Streams that are tried to make the one that breaks a law smaller."""
+PATIENCE = 20.0
+"""Seconds for that."""
 LONGEST = 128
 """Steps of the longest span of a rule (a warm-up, a gap) that streams outlast."""
 SHORT = 24
@@ -64,8 +67,7 @@ class Search:
         self.sets, self.spans = ground.sets, ground.spans
         self.trials: dict[object, Trial] = {}
         self.constants: frozenset[str] = frozenset()
-        self.compared = self.streams = self.steps = self.smaller = 0
-        self.last = ""
+        self.compared = self.streams = self.steps = 0
         self.found: tuple[Setting, Outcome] | None = None
         self.until, self.timed_out = math.inf, False
 
@@ -78,7 +80,7 @@ class Search:
             max_examples=examples,
             database=None,
             deadline=None,
-            phases=(Phase.generate, Phase.shrink),
+            phases=(Phase.generate,),
             suppress_health_check=list(HealthCheck),
             verbosity=Verbosity.quiet,
             report_multiple_bugs=False,
@@ -88,21 +90,39 @@ class Search:
                 seed(number)(test)()
         except OutOfTime:
             self.timed_out = True
+        if self.found is not None:
+            self.reduce()
+
+    def reduce(self) -> None:
+        """Makes the stream that breaks the law smaller, piece by piece."""
+        tries, until = iter(range(SMALLER)), time.perf_counter() + PATIENCE
+
+        def breaks(setting: Setting) -> Setting | None:
+            if next(tries, None) is None or time.perf_counter() > until:
+                return None
+            with contextlib.suppress(OutOfTime):
+                outcome = self.trial(setting).run(setting, until)
+                if outcome.breach is not None:
+                    self.found = cut(setting, outcome.breach.step), outcome
+                    return self.found[0]
+            return None
+
+        assert self.found is not None
+        ranges = {name: _marks(low, high) for name, (low, high) in self.claim.ranges_of(self.parameters).items()}
+        smaller(self.found[0], breaks, self.sets, self.squares, ranges)
 
     def attempt(self, data: st.DataObject) -> None:
-        if time.perf_counter() > self.until:
+        """One stream; the one that breaks the law is drawn once more at the end."""
+        if time.perf_counter() > self.until and self.found is None:
             raise OutOfTime
         setting = self.drawn(data.draw)
-        if self.found is not None:
-            self.smaller += 1
-            if self.smaller > SMALLER and repr(setting) != self.last:
-                return
-        outcome = self.trial(setting).run(setting, self.until)
         if self.found is None:
+            outcome = self.trial(setting).run(setting, self.until)
             self.streams, self.steps = self.streams + 1, self.steps + len(setting.steps)
             self.compared += outcome.compared
-        if outcome.breach is not None:
-            self.found, self.last = (cut(setting, outcome.breach.step), outcome), repr(setting)
+            if outcome.breach is not None:
+                self.found = cut(setting, outcome.breach.step), outcome
+        if self.found is not None:
             raise Broken
 
     def trial(self, setting: Setting) -> Trial:
@@ -144,7 +164,7 @@ class Search:
             weights={t.name: self.rounded(draw(_arrays(t.shape, VALUES, WEIGHTS))) for t in tensors},
             lr=draw(st.sampled_from((1.0, 0.1, 1e-3))),
             inputs=tuple(inputs) if self.module.inputs else (),
-            matrices={q.name: self.square(draw, trial, q) for q in self.claim.law.quantifiers if q.kind in ("orthogonal", "permutation")},
+            matrices={q.name: square(trial, q, lambda n, q=q: draw(_permutation(n) if q.kind == "permutation" else _orthogonal(n))) for q in self.quantified},
             seed=draw(st.integers(0, 7)),
         )
 
@@ -163,18 +183,29 @@ class Search:
                         found[item.name][key] = self.rounded(draw(_input(item, t, batch)))
         return found
 
-    def square(self, draw: Callable[[st.SearchStrategy], Any], trial: Trial, q: syntax.Quantifier) -> Arrays:
-        """An orthogonal or a permutation matrix for each tensor, of the size that its place needs; the same for all of a size."""
-        found: Arrays = {}
-        of_size: dict[int, np.ndarray] = {}
-        for t in trial.tensors:
-            p = trial.said.programs[trial.said.class_of[t.name]]
-            item = next((i for i in p.inputs if i.name == q.name), None)
-            n = t.grid[1] if item is not None and "cols" in (item.type.rows, item.type.cols) else t.grid[0]
-            if n not in of_size:
-                of_size[n] = draw(_permutation(n) if q.kind == "permutation" else _orthogonal(n))
-            found[t.name] = of_size[n]
-        return found
+    def squares(self, setting: Setting) -> dict[str, Arrays]:
+        """A plain matrix for each of the law's names: rows in reverse order, or a reflection."""
+        trial = self.trial(setting)
+        return {q.name: square(trial, q, lambda n, q=q: np.eye(n)[::-1] if q.kind == "permutation" else reflection([2.0, 1.0], n)) for q in self.quantified}
+
+    @property
+    def quantified(self) -> list[syntax.Quantifier]:
+        """The law's matrices."""
+        return [q for q in self.claim.law.quantifiers if q.kind in ("orthogonal", "permutation")]
+
+
+def square(trial: Trial, q: syntax.Quantifier, make: Callable[[int], np.ndarray]) -> Arrays:
+    """A matrix for each tensor, of the size that its place in the law needs; the same for all of a size."""
+    found: Arrays = {}
+    of_size: dict[int, np.ndarray] = {}
+    for t in trial.tensors:
+        p = trial.said.programs[trial.said.class_of[t.name]]
+        item = next((i for i in p.inputs if i.name == q.name), None)
+        n = t.grid[1] if item is not None and "cols" in (item.type.rows, item.type.cols) else t.grid[0]
+        if n not in of_size:
+            of_size[n] = make(n)
+        found[t.name] = of_size[n]
+    return found
 
 
 def cut(setting: Setting, steps: int) -> Setting:
@@ -236,8 +267,12 @@ def _counts(p: Program) -> Iterator[float]:
 
 
 def _numbers(low: float, high: float) -> st.SearchStrategy[float]:
-    marks = [x for x in (1.0, 2.0, 0.5, -1.0, low, high, (low + high) / 2) if low <= x <= high and math.isfinite(x)]
-    return st.sampled_from(marks) | st.floats(low, high, allow_nan=False)
+    return st.sampled_from(_marks(low, high)) | st.floats(low, high, allow_nan=False)
+
+
+def _marks(low: float, high: float) -> tuple[float, ...]:
+    """Numbers of a range, the plainest first."""
+    return tuple([x for x in (1.0, 2.0, 0.5, -1.0, low, high, (low + high) / 2) if low <= x <= high and math.isfinite(x)])
 
 
 @cache
@@ -275,13 +310,14 @@ def _permutation(n: int) -> st.SearchStrategy[np.ndarray]:
     return st.permutations(range(n)).map(lambda order: np.eye(n)[list(order)])
 
 
+def reflection(xs: list[float], n: int) -> np.ndarray:
+    """At the plane that these entries, over and over, are at right angles to; of zeros, none."""
+    v = np.resize(np.array(xs), n)
+    return np.eye(n) - 2 * np.outer(v, v) / max(float(v @ v), 1e-300)
+
+
 @cache
 def _orthogonal(n: int) -> st.SearchStrategy[np.ndarray]:
     """A product of one or two reflections."""
-
-    def reflection(xs: list[float]) -> np.ndarray:
-        v = np.resize(np.array(xs), n)
-        return np.eye(n) - 2 * np.outer(v, v) / max(float(v @ v), 1e-300)
-
-    mirrors = st.lists(st.sampled_from(VALUES), min_size=1, max_size=min(n, PATTERN)).map(reflection)
+    mirrors = st.lists(st.sampled_from(VALUES), min_size=1, max_size=min(n, PATTERN)).map(lambda xs: reflection(xs, n))
     return st.lists(mirrors, min_size=1, max_size=2).map(lambda qs: qs[0] if len(qs) == 1 else qs[0] @ qs[1])

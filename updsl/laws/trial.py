@@ -60,13 +60,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Breach:
-    """Where a law does not hold: the step (from 1), the cell (key of the value, index in it), and both sides of the comparison that fails."""
+    """Where a law does not hold: the step (from 1), the cell (key of the value, index in it), both sides of the comparison that fails, and how far apart
+    rounding may bring them."""
 
     step: int
     key: Key
     index: tuple[int, ...]
     op: str
     sides: tuple[float, ...]
+    rounding: float
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,9 @@ class Trial:
                 index = tuple(int(i) for i in at)
                 every = list(leaves(tree))
                 leaf = next((x for x in every if not self.holds(x, key, state, size)[index]), every[0])
-                yield Breach(step, key, index, leaf.op, tuple(float(np.asarray(state.values[n][key])[index]) for n in leaf.states))
+                sides = [np.asarray(state.values[n][key]) for n in leaf.states]
+                rounding = TOLERANCE[self.dtype] * max(size, *map(finite_max, sides))
+                yield Breach(step, key, index, leaf.op, tuple([float(x[index]) for x in sides]), rounding)
 
 
 class Copy:

@@ -1,0 +1,146 @@
+"""Smaller streams that break a law still: fewer and smaller tensors, fewer steps, plainer numbers.
+
+Made smaller piece by piece, and not choice by choice as Hypothesis would: that seldom leads from several tensors to one, or past a step in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from updsl.core.frame import Tensor
+from updsl.laws.trial import Arrays, Setting
+
+PLAIN = (1.0, 0.0, -1.0, 2.0)
+"""Entries of a gradient that are tried in the place of others, the plainest first."""
+STILL = (0.0, 1.0)
+"""Of a weight."""
+FEW = 8
+"""Entries of a tensor up to which each is tried alone."""
+
+
+def smaller(
+    setting: Setting, breaks: Callable[[Setting], Setting | None], sets: Sequence[tuple[Tensor, ...]], squares: Callable, ranges: Mapping[str, Sequence[float]]
+) -> Setting:
+    """The smallest setting that is found, one change after the other. breaks: the setting up to where the law breaks, or None where it holds, or there is
+    neither time nor patience; squares: matrices of the law's names, for these tensors; ranges: numbers of each of its ranges, the plainest first."""
+    changes = (lambda s: _tensors(s, sets, squares), _steps, lambda s: _numbers(s, ranges), _wholes, _entries)
+    again = True
+    while again:
+        again = False
+        for change in changes:
+            while (found := next(filter(None, map(breaks, change(setting))), None)) is not None:
+                setting, again = found, True
+    return setting
+
+
+def _tensors(setting: Setting, sets: Sequence[tuple[Tensor, ...]], squares: Callable) -> Iterator[Setting]:
+    """Other tensors with fewer entries, the fewest first; each with the numbers of one that is there."""
+    size = _size(setting.tensors)
+    for tensors in sorted((ts for ts in sets if _size(ts) < size), key=_size):
+        for source in setting.tensors:
+            inputs = [moved for given in setting.inputs if (moved := _moved_inputs(given, source, tensors)) is not None]
+            if len(inputs) == len(setting.inputs):
+                yield replace(
+                    setting,
+                    tensors=tensors,
+                    steps=tuple([_moved(g, source, tensors) for g in setting.steps]),
+                    weights=_moved(setting.weights, source, tensors),
+                    inputs=tuple(inputs),
+                    matrices=squares(replace(setting, tensors=tensors)) if setting.matrices else {},
+                )
+
+
+def _size(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel for t in tensors)
+
+
+def _moved(xs: Mapping[Any, Any], source: Tensor, tensors: Sequence[Tensor]) -> Arrays:
+    return {t.name: np.resize(xs[source.name], t.shape) for t in tensors}
+
+
+def _moved_inputs(given: Mapping[str, Mapping], source: Tensor, tensors: Sequence[Tensor]) -> dict[str, Any] | None:
+    """The inputs of other tensors: numbers, and arrays of the tensor's shape or of samples of it; None where there are others."""
+    found: dict[str, Any] = {}
+    for name, cells in given.items():
+        x = cells.get(source.name)
+        if x is None or x.ndim == 0:
+            found[name] = dict(cells) if x is None else {t.name: x for t in tensors}
+        elif x.shape == source.shape:
+            found[name] = _moved(cells, source, tensors)
+        elif x.shape[1:] == source.shape:
+            found[name] = {t.name: np.array([np.resize(sample, t.shape) for sample in x]) for t in tensors}
+        else:
+            return None
+    return found
+
+
+def _steps(setting: Setting) -> Iterator[Setting]:
+    """Without some steps in a row: half of them, a quarter, …, one."""
+    n = len(setting.steps)
+    length = n // 2
+    while length:
+        for start in range(0, n - length + 1, length):
+            rest = [i for i in range(n) if not start <= i < start + length]
+            inputs = tuple([setting.inputs[i] for i in rest]) if setting.inputs else ()
+            yield replace(setting, steps=tuple([setting.steps[i] for i in rest]), inputs=inputs)
+        length //= 2
+
+
+def _numbers(setting: Setting, ranges: Mapping[str, Sequence[float]]) -> Iterator[Setting]:
+    """Plainer numbers of the law's ranges."""
+    for name, marks in ranges.items():
+        of_rule = name in setting.parameters
+        now = setting.parameters[name] if of_rule else setting.numbers[name]
+        for v in marks[: marks.index(now) if now in marks else len(marks)]:
+            yield replace(setting, parameters={**setting.parameters, name: v}) if of_rule else replace(setting, numbers={**setting.numbers, name: v})
+
+
+def _wholes(setting: Setting) -> Iterator[Setting]:
+    """A learning rate of 1, weights of 0 or 1, gradients of 1 or 0 at all steps or at one."""
+    if setting.lr != 1.0:
+        yield replace(setting, lr=1.0)
+    if setting.seed:
+        yield replace(setting, seed=0)
+    for v in STILL:
+        if (plain := _filled(setting.weights, v, STILL)) is not None:
+            yield replace(setting, weights=plain)
+    for v in PLAIN[:2]:
+        every = [_filled(g, v) or g for g in setting.steps]
+        if any(a is not b for a, b in zip(every, setting.steps, strict=True)):
+            yield replace(setting, steps=tuple(every))
+        for i, g in enumerate(setting.steps):
+            if (plain := _filled(g, v)) is not None:
+                yield replace(setting, steps=(*setting.steps[:i], plain, *setting.steps[i + 1 :]))
+
+
+def _filled(xs: Arrays, v: float, plain: tuple[float, ...] = PLAIN) -> Arrays | None:
+    """All entries this number; None if that is no plainer."""
+    if all(_rank(y, plain) <= _rank(v, plain) for x in xs.values() for y in x.ravel()):
+        return None
+    return {n: np.full(x.shape, v) for n, x in xs.items()}
+
+
+def _entries(setting: Setting) -> Iterator[Setting]:
+    """One entry of a gradient or a weight a plainer number."""
+    for i, g in enumerate(setting.steps):
+        for plain in _plainer(g):
+            yield replace(setting, steps=(*setting.steps[:i], plain, *setting.steps[i + 1 :]))
+    for plain in _plainer(setting.weights, STILL):
+        yield replace(setting, weights=plain)
+
+
+def _plainer(xs: Arrays, plain: tuple[float, ...] = PLAIN) -> Iterator[Arrays]:
+    for name, x in xs.items():
+        for at in range(x.size if x.size <= FEW else 0):
+            for v in plain[: _rank(x.flat[at], plain)]:
+                y = x.copy()
+                y.flat[at] = v
+                yield {**xs, name: y}
+
+
+def _rank(v: float, plain: tuple[float, ...]) -> int:
+    return plain.index(v) if v in plain else len(plain)
