@@ -27,7 +27,7 @@ def parts_of(rule: updsl.Rule, shapes: dict[str, tuple[int, ...]] | None = None)
     """Of the first step."""
     tensors = [Tensor(n, s) for n, s in (shapes or kernels.SHAPES).items()]
     found = pipeline.elaborate(rule.module, tensors, rule.params, frozenset(), True)
-    programs = {i: pipeline.share(pipeline.with_what_is_read(p)) for i, p in enumerate(found.programs)}
+    programs = {i: pipeline.prepared(p) for i, p in enumerate(found.programs)}
     return pipeline.CPP.to_parts(programs, blocks_due(programs, 1))
 
 

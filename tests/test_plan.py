@@ -18,13 +18,13 @@ from updsl import pipeline
 from updsl.back.cpp_covers import uncovered
 from updsl.back.interpret import Interpreter
 from updsl.core.frame import Frame, RuleState, Tensor
-from updsl.core.ir import Binding, Const, Expr, Ref, children, is_shared, rebuild
+from updsl.core.ir import Apply, Binding, Const, Expr, Ref, children, is_shared, rebuild, roots, walk
 from updsl.core.plan import Plan
 from updsl.core.straight import blocks_due
 from updsl.middle.flat import Programs, flat, tidy
 from updsl.middle.lift import lift
 from updsl.middle.pushdown import pushdown
-from updsl.middle.rewrite import simplified
+from updsl.middle.rewrite import averaged, simplified
 from updsl.middle.sweeps import Levels, to_plan
 
 J1 = "norm per column → clip z > 2.5 per tensor → ema(0.9, debias = false)"
@@ -87,7 +87,7 @@ def rule_of(text: str) -> updsl.Rule:
 def programs_of(rule: updsl.Rule, *shapes: tuple[int, ...]) -> Programs:
     tensors = [Tensor(f"x{i}", shape) for i, shape in enumerate(shapes)]
     found = pipeline.elaborate(rule.module, tensors, rule.params, frozenset(), True)
-    return dict(enumerate(pipeline.with_what_is_read(p) for p in found.programs))
+    return dict(enumerate(pipeline.prepared(p) for p in found.programs))
 
 
 def plan_of(text: str) -> Plan:
@@ -171,7 +171,28 @@ def test_a_longer_text_costs_no_more(text: str) -> None:
 
 # --- passes ----------------------------------------------------------------------------------------------------------
 
-PASSES: list[Callable[[Programs], Programs]] = [tidy, simplified, lift, pushdown]
+def averages(programs: Programs) -> Programs:
+    return {c: averaged(p) for c, p in programs.items()}
+
+
+PASSES: list[Callable[[Programs], Programs]] = [tidy, averages, simplified, lift, pushdown]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("ema", 1),
+        ("adamw", 2),
+        ("rule r:\n    state v = 0\n    v ← 0.001*g^2 + v*0.999\n    return v", 1),
+        ("rule r(beta = 0.9):\n    state v = 0\n    v ← beta*v + (1 - beta)*g\n    return v", 1),
+        ("rule r:\n    state v = 0\n    v ← 0.9*v + g\n    return v", 0),
+        ("rule r:\n    state v = 0\n    v ← 0.9*v + 0.2*g\n    return v", 0),
+        ("rule r:\n    state v = 0\n    v ← 0.9*v - (1 - 0.9)*g\n    return v", 0),
+    ],
+)
+def test_a_moving_average_is_one_op(text: str, count: int) -> None:
+    (program,) = programs_of(rule_of(text), (3, 2)).values()
+    assert sum(isinstance(n, Apply) and n.op == "lerp" for e in roots(program) for n in walk(e)) == count
 
 
 def flat_of(case: Case) -> tuple[Programs, Any, Any, Any] | None:

@@ -17,9 +17,8 @@ from updsl.front.context import Reduction
 from updsl.front.elaborate import Elaborated, elaborate
 from updsl.front.module import Module, Parameter
 from updsl.front.units import of_programs
-from updsl.middle.share import share
 from updsl.middle.sweeps import to_plan
-from updsl.pipeline import CPP, to_engine, with_what_is_read
+from updsl.pipeline import CPP, prepared, to_engine
 from updsl.runtime.parameters import settled
 
 TYPICAL = (Tensor("layer.weight", (6, 4)), Tensor("layer.bias", (6,)))
@@ -57,7 +56,7 @@ def explanation(module: Module, tensors: Sequence[Tensor] = TYPICAL, values: Map
 
 def _kernels(elaborated: Elaborated) -> tuple[str, str, tuple[Plan, ...]]:
     """The backend that runs the rule on a CPU; why it is not kernels, or not they alone; and the plans of the kernels of its first step."""
-    programs = {i: share(with_what_is_read(p)) for i, p in enumerate(elaborated.programs)}
+    programs = {i: prepared(p) for i, p in enumerate(elaborated.programs)}
     own, due = tuple(programs.values()), blocks_due(programs, 1)
     if why := CPP.lacks(own):
         return "torch", why, ()

@@ -23,6 +23,7 @@ from updsl.front.module import Module, make_module
 from updsl.front.unit import Constant, Unit, load_unit
 from updsl.middle.flat import flat
 from updsl.middle.parts import Part, parts
+from updsl.middle.rewrite import averaged
 from updsl.middle.share import share
 
 BACKENDS = ("auto", "cpp", "triton", "torch", "inductor", "interpret")
@@ -124,8 +125,8 @@ def to_engine(
 
     def programs_of(shared: bool) -> Elaborated:
         made = elaborate(module, tensors, params, overridden, lr)
-        read = [with_what_is_read(p if watches else replace(p, watches=())) for p in made.programs]
-        return replace(made, programs=tuple(map(share, read) if shared else read))
+        watched = [p if watches else replace(p, watches=()) for p in made.programs]
+        return replace(made, programs=tuple(map(prepared if shared else with_what_is_read, watched)))
 
     if name == "interpret":
         from updsl.back.interpret import Interpreter
@@ -239,6 +240,11 @@ CPP = Emitter("cpp", "C++", cpp_kernels, no_compiler, uncovered, is_foreign)
 TRITON = Emitter("triton", "Triton", triton_kernels, no_triton, uncovered_on_gpu, is_foreign_on_gpu)
 EMITTERS = {"cpp": CPP, "triton": TRITON, "cpu": CPP, "cuda": TRITON}
 """The backend of this name, and the one that "auto" chooses for this kind of device; for other devices it is torch."""
+
+
+def prepared(program: Program) -> Program:
+    """As torch and kernels take it."""
+    return share(averaged(with_what_is_read(program)))
 
 
 def with_what_is_read(program: Program) -> Program:

@@ -15,7 +15,7 @@ from updsl.back.cpp_source import Code, Tensors, generate
 from updsl.back.kernel_exec import MOST_RUNS, KernelBackend, ToPlan, watch_dtype
 from updsl.back.kernel_kind import Kind
 from updsl.back.kernel_tables import Kernel, Tables, attribute, dtype_name, empty, places_of, stored_states
-from updsl.back.kernel_where import Where, view_function
+from updsl.back.kernel_where import Where, stay_function, view_function
 from updsl.core import frame
 from updsl.core.frame import Frame, RuleState
 from updsl.core.ir import Program
@@ -79,6 +79,8 @@ class CppBackend(KernelBackend):
     def loaded(self, text: str, name: str) -> Any:
         step = self.build(text, name).step
         step.restype = None
+        if view_function() is not None:
+            stay_function(self.build)  # the second step needs it: what is compiled is compiled in the first
         return step
 
     def launches(self, kernel: Kernel) -> int:

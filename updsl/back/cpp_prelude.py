@@ -47,6 +47,10 @@ template <class R> inline R smaller(R x, R y) { return (x < y) | (x != x) ? x : 
 template <class R> inline R larger(R x, R y) { return (x > y) | (x != x) ? x : y; }
 template <class R> inline R sign(R x) { return x != x ? x : R(x > 0) - R(x < 0); }
 template <class R> inline bool is_finite(R x) { return std::abs(x) <= std::numeric_limits<R>::max(); }
+template <class R> inline R lerp(R m, R x, R c) {
+    const R near = c < R(0.5) ? m + c * (x - m) : x - (1 - c) * (x - m);
+    return is_finite(near) ? near : (1 - c) * m + c * x;
+}
 template <class R> inline R square(R x) { return x * x; }
 template <class R> inline R power(R x, R y) { return (x != x) | (y != y) ? x + y : std::pow(x, y); }
 template <class R> inline R modulo(R a, R b) {

@@ -60,6 +60,14 @@ def view_function() -> int | None:
     return ctypes.c_void_p.from_address(table + VIEW).value if major == 1 else None
 
 
+@cache
+def stay_function(build: Callable[[str, str], Any]) -> Any:
+    """The function in C, built where it is not in the cache yet."""
+    function = ctypes.PyDLL(build(TEXT, "where")._name).stay
+    function.restype, function.argtypes = ctypes.c_int64, (ctypes.py_object, ctypes.c_int64, *[ctypes.c_void_p] * 5)
+    return function
+
+
 class Where:
     """Tensors that live for as long as this is asked. build: a text and a name → the loaded library. view: torch's function."""
 
@@ -68,8 +76,7 @@ class Where:
         self.objects = np.array(list(map(id, tensors)), np.int64)
         self.numels = np.array(list(map(torch.Tensor.numel, tensors)), np.int64)
         self.addresses = np.array(list(map(torch.Tensor.data_ptr, tensors)), np.int64)
-        self.function = ctypes.PyDLL(build(TEXT, "where")._name).stay
-        self.function.restype, self.function.argtypes = ctypes.c_int64, (ctypes.py_object, ctypes.c_int64, *[ctypes.c_void_p] * 5)
+        self.function = stay_function(build)
         item = ctypes.cast(ctypes.pythonapi.PyList_GetItem, ctypes.c_void_p)
         memory = (ctypes.c_void_p(x.ctypes.data) for x in (self.objects, self.numels, self.addresses))
         self.arguments = ctypes.c_int64(self.number), item, ctypes.c_void_p(view), *memory

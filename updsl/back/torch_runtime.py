@@ -26,6 +26,12 @@ def pow(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(torch.isnan(x) | torch.isnan(y), math.nan, torch.pow(x, y))
 
 
+def lerp(m: Tensor, x: Tensor, c: Tensor) -> Tensor:
+    """m + c·(x - m), from the nearer end; (1 - c)·m + c·x where that is not finite."""
+    near = torch.where(c < 0.5, m + c * (x - m), x - (1 - c) * (x - m))
+    return torch.where(torch.isfinite(near), near, (1 - c) * m + c * x)
+
+
 def mod(x: Tensor, y: Tensor) -> Tensor:
     """The remainder of x / y with the sign of y; by steps, since torch's own is NaN where x / y overflows."""
     dtype = x.dtype if x.ndim else y.dtype

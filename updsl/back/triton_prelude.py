@@ -102,6 +102,13 @@ def is_finite(x):
 
 
 @triton.jit
+def lerp(m, x, c):
+    """m + c * (x - m), from the nearer end; (1 - c) * m + c * x where that is not finite."""
+    near = tl.where(c < 0.5, m + c * (x - m), x - (1 - c) * (x - m))
+    return tl.where(is_finite(near), near, (1 - c) * m + c * x)
+
+
+@triton.jit
 def sigmoid(x):
     e = tl.exp(-x)
     return divide(tl.where(e == e, 1.0, e).to(x.dtype), 1 + e)

@@ -30,6 +30,13 @@ sqrt, exp, log, sin, cos = map(quiet, (np.sqrt, np.exp, np.log, np.sin, np.cos))
 
 
 @quiet
+def lerp(m: Array, x: Array, c: Array) -> Array:
+    """m + c·(x - m), from the nearer end; (1 - c)·m + c·x where that is not finite."""
+    near = np.where(c < 0.5, m + c * (x - m), x - (1 - c) * (x - m))
+    return np.where(np.isfinite(near), near, (1 - c) * m + c * x)
+
+
+@quiet
 def power(x: Array, y: Array) -> Array:
     """NaN if an operand is, also NaN^0 and 1^NaN."""
     return np.where(np.isnan(x) | np.isnan(y), np.nan, np.power(np.asarray(x, np.float64), y))

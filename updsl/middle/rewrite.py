@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
-from updsl.core.ir import Apply, Const, Expr, Program, Reduce, Ref, Type, bindings, rewrite
+from updsl.core.ir import Apply, Binding, Const, Expr, Program, Reduce, Ref, Statement, Type, bindings, rewrite
 from updsl.core.scope import COLUMN, ELEMENT, ROW, TENSOR
 from updsl.middle.flat import Programs, is_joint_root, tidy, with_roots
 
@@ -31,7 +32,48 @@ def sum_of_choice(e: Expr) -> Expr:
             return e
 
 
+def average(e: Expr) -> Expr:
+    """β·m + (1 - β)·x → lerp(m, x, 1 - β): rounded to float32 each on its own, β and 1 - β do not add up to 1."""
+    match e:
+        case Apply("add", (a, b)):
+            for first, second in ((a, b), (b, a)):
+                for (beta, m), (c, x) in product(_factors(first), _factors(second)):
+                    if _is_rest(c, beta):
+                        return Apply("lerp", (m, x, c), e.type, span=e.span)
+    return e
+
+
+def _factors(e: Expr) -> tuple[tuple[Expr, Expr], ...]:
+    """Of a product, each with the other."""
+    match e:
+        case Apply("mul", (x, y)):
+            return (x, y), (y, x)
+        case _:
+            return ()
+
+
+def _is_rest(c: Expr, beta: Expr) -> bool:
+    """Whether c is 1 - β."""
+    match c, beta:
+        case Const(float(x)), Const(float(y)):
+            return 1.0 - x == y
+        case Apply("sub", (Const(1.0), y)), _:
+            return y == beta
+        case _:
+            return False
+
+
 IDENTITIES: tuple[Callable[[Expr], Expr], ...] = (mean_of_choice, sum_of_choice)
+
+
+def averaged(program: Program) -> Program:
+    """The program with every moving average as one op."""
+
+    def of(s: Statement) -> Statement:
+        return replace(s, expr=rewrite(s.expr, average)) if isinstance(s, Binding) else replace(s, body=tuple(map(of, s.body)))
+
+    after = replace(program, body=tuple(map(of, program.body)), commits=tuple((name, rewrite(e, average)) for name, e in program.commits))
+    return program if after == program else after
 
 
 def simplified(programs: Programs) -> Programs:
