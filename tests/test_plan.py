@@ -171,6 +171,7 @@ def test_a_longer_text_costs_no_more(text: str) -> None:
 
 # --- passes ----------------------------------------------------------------------------------------------------------
 
+
 def averages(programs: Programs) -> Programs:
     return {c: averaged(p) for c, p in programs.items()}
 

@@ -47,7 +47,8 @@ template <class R> inline R larger(R x, R y) { return (x > y) | (x != x) ? x : y
 template <class R> inline R sign(R x) { return x != x ? x : R(x > 0) - R(x < 0); }
 template <class R> inline bool is_finite(R x) { return std::abs(x) <= std::numeric_limits<R>::max(); }
 template <class R> inline R lerp(R m, R x, R c) {
-    const R near = c < R(0.5) ? m + c * (x - m) : x - (1 - c) * (x - m);
+    const bool small = c < R(0.5);
+    const R near = (small ? m : x) + (small ? c : c - 1) * (x - m);
     return is_finite(near) ? near : (1 - c) * m + c * x;
 }
 template <class R> inline R square(R x) { return x * x; }
