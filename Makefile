@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check kernels lint format types docs benchmarks nightly wheel clean
+.PHONY: help demo test check kernels forced lint format types docs benchmarks nightly wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,11 @@ check: lint types $(READY) ## the same; the laws and examples in rules/ are test
 
 kernels: $(READY) ## the tests of steps in training, in C++ kernels
 	UPDSL_BACKEND=cpp $(BIN)/python -m pytest -q -n $(WORKERS) tests/test_api.py tests/test_attach.py tests/test_atomicity.py tests/test_optimizer.py
+
+forced: $(READY) ## all tests in each backend that is here, one after the other; an hour and more
+	for backend in torch cpp $$($(BIN)/python -c 'import importlib.util; print("triton" if importlib.util.find_spec("triton") else "")'); do \
+		echo "UPDSL_BACKEND=$$backend"; \
+		TRITON_INTERPRET=1 UPDSL_BACKEND=$$backend $(BIN)/python -m pytest -q -n $(WORKERS) --timeout=3600 || exit 1; done
 
 lint: $(READY) ## ruff, and whether the code is formatted
 	$(BIN)/ruff check .
