@@ -30,6 +30,7 @@ law says_nothing: norm(g) < 0 implies out == g
 example: [3, 4] gives [3, 4]
 """
 WARNED = "rule mine(eps = 1) = g + g^2*eps + (g + g^2)\n\nlaw odd: rule(g) == out\n"
+ROUNDED = "rule mine = 1e5*g + g - 1e5*g\n\nlaw same: out == g\n"
 
 
 def pytest_in(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -101,6 +102,15 @@ def test_warnings_are_shown_or_fail(tmp_path: Path) -> None:
     assert "1 failed, 2 passed" in strict.stdout
     write(tmp_path, "[pytest]\nupdsl_strict = true\n", "pytest.ini")
     assert "1 failed, 2 passed" in pytest_in(tmp_path).stdout
+
+
+def test_a_law_that_fails_in_float32_is_a_warning(tmp_path: Path) -> None:
+    write(tmp_path, ROUNDED)
+    shown = pytest_in(tmp_path)
+    assert "3 passed, 1 warning" in shown.stdout
+    assert "in float32 it fails" in shown.stdout
+    assert "mine.upd:3: RuleWarning: mine.same:" in shown.stdout
+    assert "1 failed, 2 passed" in pytest_in(tmp_path, "--updsl-strict").stdout
 
 
 def test_profiles(tmp_path: Path) -> None:

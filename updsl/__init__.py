@@ -12,7 +12,7 @@ from updsl.core.diagnostic import UpdslError
 
 if TYPE_CHECKING:
     from updsl.explanation import explain
-    from updsl.properties import check, units
+    from updsl.properties import canonical_hash, check, equivalent, units
     from updsl.runtime.compiled import compile
     from updsl.runtime.flat import flatten
     from updsl.runtime.optimizer import Optimizer, optimizer
@@ -29,6 +29,8 @@ HOMES = {
     "explain": "updsl.explanation",
     "check": "updsl.properties",
     "units": "updsl.properties",
+    "equivalent": "updsl.properties",
+    "canonical_hash": "updsl.properties",
     "compile": "updsl.runtime.compiled",
     "flatten": "updsl.runtime.flat",
     "attach": "updsl.runtime.transform",
@@ -37,7 +39,23 @@ HOMES = {
 }
 """Public name → the module it lives in."""
 
-__all__ = ["load", "parse", "library", "Rule", "explain", "check", "units", "compile", "flatten", "attach", "Optimizer", "optimizer", "UpdslError"]
+__all__ = [
+    "load",
+    "parse",
+    "library",
+    "Rule",
+    "explain",
+    "check",
+    "units",
+    "equivalent",
+    "canonical_hash",
+    "compile",
+    "flatten",
+    "attach",
+    "Optimizer",
+    "optimizer",
+    "UpdslError",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -353,6 +353,28 @@ def fmt(files: tuple[str, ...], only_check: bool) -> int:
 
 
 @cli.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option(
+    "--examples", type=click.IntRange(1), default=200, show_default=True, help="Streams of gradients that both are run on, where algebra does not decide."
+)
+@click.option("--seed", type=int, help="Of the streams; else one that the two texts give.")
+@OUTPUT
+def diff(first: str, second: str, examples: int, seed: int | None, output: str) -> int:
+    """Whether the rules A and B do the same; else the smallest stream found on which they differ, and how their texts do.
+
+    Exit code 0: equal, by algebra or on every stream tried; 1: different; 2: a rule that cannot be read.
+    """
+    from updsl.laws.check import defaults
+    from updsl.laws.equal import compared
+
+    a, b = _load(first), _load(second)
+    found = compared(a, b, defaults(a), defaults(b), examples, seed)
+    say_json(found.data()) if output == "json" else say("\n".join(map(printable, str(found).split("\n"))))
+    return 0 if found else FOUND
+
+
+@cli.command()
 @click.argument("rule", metavar="RULE")
 @click.option("--backend", "backends", metavar="NAME", multiple=True, help="Measure this one beside torch. May be repeated.  [auto]")
 @click.option(

@@ -1,4 +1,4 @@
-"""What a rule promises: its units, and whether its laws hold."""
+"""What a rule promises: its units, whether its laws hold, and whether it does the same as another."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from os import PathLike
 from typing import Any
 
 from updsl.core.diagnostic import UpdslError
+from updsl.front.canonical import canonical_digest
 from updsl.front.files import open_unit
 from updsl.front.units import Units, units_of
 from updsl.laws.check import check_file
+from updsl.laws.equal import Equivalence, compared
 from updsl.laws.verdict import Verdict
 
 
@@ -35,7 +37,37 @@ def units(rule: Any) -> Units:
     `.conflicts` warnings where units contradict one another, `.equivariant` whether rule(k·g) = k^`.degree`·rule(g) is proved for every k > 0.
     Raises UpdslError where the text is wrong, or can be used for no tensor.
     """
+    rule = loaded(rule)
+    return units_of(rule.module, rule.params)
+
+
+def equivalent(a: Any, b: Any, examples: int = 200, seed: int | None = None) -> Equivalence:
+    """Whether two rules do the same to every stream of gradients, each with the values of its parameters.
+
+    a, b: rules, names of the library, or paths. examples: streams tried, where algebra does not decide; seed: of the streams, else one that the texts give.
+    The result is true where they are equal: `.kind` is "algebra" (for every stream), "tested" (on the streams tried, in float64, up to rounding) or
+    "different". `.detail` is the argument or says what was tried, `.counterexample` the smallest stream found on which they differ, line by line, and
+    `.differences` tells parameters, inputs, states and texts apart. Rules of which one writes the weights are compared as optimizers: w ← w − lr·out for the
+    other. Raises UpdslError where a text is wrong.
+    """
+    a, b = loaded(a), loaded(b)
+    return compared(a.module, b.module, a.params, b.params, examples, seed)
+
+
+def canonical_hash(rule: Any) -> str:
+    """SHA-256, in hexadecimal, of what a rule's text says, with the values of its parameters: the same for texts that differ in names, layout, comments,
+    documentation, laws and examples, and the order of what does not depend on one another.
+
+    rule: a rule, or the name of one of the library, or a path. The rules and functions that it applies count by what they say. The same in every process and
+    version of Python. Two rules of one hash do the same; two that do the same may have different ones: `equivalent` compares them. Checkpoints carry the hash
+    of the text itself. Raises UpdslError where the text is wrong.
+    """
+    rule = loaded(rule)
+    return canonical_digest(rule.module, rule.params)
+
+
+def loaded(rule: Any) -> Any:
+    """A rule as given, or of that name or path."""
     from updsl.runtime.rule import load
 
-    rule = rule if hasattr(rule, "module") else load(rule)
-    return units_of(rule.module, rule.params)
+    return rule if hasattr(rule, "module") else load(rule)

@@ -168,6 +168,7 @@ class Context:
     ):
         self.module, self._tensor, self.facts = module, tensor, facts
         self.asked_shape = False
+        self.warned_of_shape = False
         """Whether the pass depends on the tensor's shape."""
         self.parameters, self.overridden, self.lr = parameters, overridden, lr
         self.counts, self.checking = counts, checking
@@ -206,6 +207,12 @@ class Context:
     def tensor(self) -> Tensor:
         """With its shape: a pass that asks for it is of tensors of this shape only."""
         self.asked_shape = True
+        return self._tensor
+
+    @property
+    def tensor_of_warning(self) -> Tensor:
+        """With its shape, for a warning: what is warned of is of tensors of this shape, the Program is of others too."""
+        self.warned_of_shape = True
         return self._tensor
 
     # --- mistakes ---
@@ -253,7 +260,8 @@ class Context:
     @contextmanager
     def discarded(self, env: Env):
         """Elaborate text that is not taken, for the mistakes in its names only: everything else is as before."""
-        kept = {k: copy(v) for k, v in vars(self).items() if k not in ("diagnostics", "facts", "module", "parameters", "looked_at", "asked_shape")}
+        lasting = "diagnostics facts module parameters looked_at asked_shape warned_of_shape".split()
+        kept = {k: copy(v) for k, v in vars(self).items() if k not in lasting}
         facts = {k: copy(v) for k, v in vars(self.facts).items()}
         instance = env.instance
         subtree, begun, watches = (instance.subtree.copy(), instance.begun, instance.watches.copy()) if instance else ([], None, {})

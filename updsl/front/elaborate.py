@@ -52,6 +52,8 @@ class Walked:
     """The text unfolds beyond a cap: nothing else is known of it."""
     of_shape: bool
     """Whether it is of tensors of one shape: the text asked for it."""
+    warned_of_shape: bool
+    """Whether the diagnostics are of tensors of one shape."""
 
 
 def elaborate(
@@ -125,12 +127,12 @@ def _settle(
     checking: bool = False,
 ) -> Walked:
     """Walk the text for one tensor until nothing new is found."""
-    facts, of_shape = Facts(constants=constants, finer=finer), False
+    facts, of_shape, warned_of_shape = Facts(constants=constants, finer=finer), False, False
     for _ in range(MAX_PASSES):
         facts.changed = False
         cx = Context(module, tensor, facts, parameters, overridden, lr, counts, checking)
         program = _walk(cx)
-        of_shape = of_shape or cx.asked_shape
+        of_shape, warned_of_shape = of_shape or cx.asked_shape, warned_of_shape or cx.warned_of_shape
         if cx.states != facts.known:
             facts.known, facts.changed = dict(cx.states), True
         if not facts.changed and cx.mistaken:
@@ -146,6 +148,7 @@ def _settle(
                 tuple(cx.reductions),
                 cx.capped,
                 of_shape,
+                warned_of_shape,
             )
     raise InternalError(f"the scopes of `{module.name}` do not settle")
 
@@ -276,7 +279,7 @@ def check_text(module: Module, parameters: Mapping[str, Constant], names: Sequen
                 walked = of_any_shape.get(name) or probed(module, Tensor(name, shape), parameters, constants)
                 if walked.capped:
                     return list(walked.diagnostics), frozenset(constants)
-                if not walked.of_shape:
+                if not (walked.of_shape or walked.warned_of_shape):
                     of_any_shape[name] = walked
                 by_probe.append(walked.diagnostics)
     return of_text(by_probe), frozenset(constants)

@@ -275,7 +275,7 @@ def target(cx: Context, env: Env, t: Type, op: str, span: Span) -> Scope | None:
     env.per_used.used = True
     scope = env.default.scope
     if scope < t.scope:
-        if cx.checking and scope == ROW and len(cx.tensor.shape) < 2 and (t.rows, t.cols) == ("rows", "cols"):
+        if cx.checking and scope == ROW and len(cx.tensor_of_warning.shape) < 2 and (t.rows, t.cols) == ("rows", "cols"):
             warn_row_of_vector(cx, env, op, span)
         return scope
     origin = (Label(env.default.span, "this `per` gives its scope"),) if env.default.span else ()

@@ -37,14 +37,15 @@ def tensors_of(module: Module, parameters: Mapping[str, Constant]) -> list[Tenso
 
 def by_tensor(module: Module, parameters: Mapping[str, Constant]) -> dict[Tensor, Program]:
     """A tensor of each name and shape that the rule can be used for, with its Program."""
-    return {t: walked.program for t, walked in _by_tensor(module, parameters).items() if walked.program is not None}
+    return {t: walked.program for t, walked in walks_of(module, parameters).items() if walked.program is not None}
 
 
 def _walks(module: Module, parameters: Mapping[str, Constant]) -> list[Walked]:
-    return list({id(w): w for w in _by_tensor(module, parameters).values()}.values())
+    return list({id(w): w for w in walks_of(module, parameters).values()}.values())
 
 
-def _by_tensor(module: Module, parameters: Mapping[str, Constant]) -> dict[Tensor, Walked]:
+def walks_of(module: Module, parameters: Mapping[str, Constant]) -> dict[Tensor, Walked]:
+    """What walking the text for each of these tensors found."""
     constants = {n for n in module.parameters if isinstance(parameters[n], (bool, str))}
     found: dict[Tensor, Walked] = {}
     asked: set[tuple[str, str]] = set()
@@ -55,7 +56,7 @@ def _by_tensor(module: Module, parameters: Mapping[str, Constant]) -> dict[Tenso
             for shape in PROBES:
                 tensor = Tensor(name, shape)
                 walked = of_any_shape or probed(module, tensor, parameters, constants)
-                of_any_shape = None if walked.of_shape or walked.capped else walked
+                of_any_shape = None if walked.of_shape or walked.warned_of_shape or walked.capped else walked
                 found[tensor] = walked
                 for predicate in sorted(walked.predicates - asked):
                     asked.add(predicate)

@@ -29,11 +29,11 @@ PROFILES = {"quick": 40, "ci": 200, "nightly": 2000}
 
 
 class RuleWarning(pytest.PytestWarning):
-    """A warning of `updsl check`."""
+    """A warning of `updsl check`, or a law that holds in float64 and fails in float32."""
 
 
 class LawFails(Exception):
-    """A law that is refuted, or says nothing."""
+    """A law that is refuted, or says nothing, or where it is strict fails in float32."""
 
     def __init__(self, verdict: Verdict, place: str):
         super().__init__(f"{verdict}\n  --> {place}")
@@ -127,6 +127,10 @@ class RuleItem(pytest.Item):
         assert found is not None
         return found
 
+    @property
+    def is_strict(self) -> bool:
+        return bool(self.config.getoption("updsl_strict") or self.config.getini("updsl_strict"))
+
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         match excinfo.value:
             case UpdslError(diagnostics=diagnostics):
@@ -152,7 +156,7 @@ class Warnings(RuleItem):
 
     def runtest(self) -> None:
         found = self.file.of_severity("warning")
-        if found and (self.config.getoption("updsl_strict") or self.config.getini("updsl_strict")):
+        if found and self.is_strict:
             raise UpdslError(found)
         for d in found:
             warnings.warn_explicit(RuleWarning(render(d)), None, str(self.path), d.line or 1)
@@ -182,8 +186,10 @@ class Law(ClaimItem):
         module = module_of(self.file.unit, self.rule)
         streams = PROFILES[self.config.getoption("updsl_profile") or self.config.getini("updsl_profile")]
         verdict = decide(module, self.claim, defaults(module), streams)
-        if verdict.kind in ("refuted", "vacuous"):
+        if verdict.kind in ("refuted", "vacuous") or (verdict.counterexample and self.is_strict):
             raise LawFails(verdict, f"{self.claim.span.source.name}:{self.claim.span.line}")
+        if verdict.counterexample:
+            warnings.warn_explicit(RuleWarning(str(verdict)), None, str(self.path), self.claim.span.line)
 
 
 class Example(ClaimItem):
