@@ -27,7 +27,7 @@ from updsl.front.contents import nodes
 from updsl.front.module import Module
 from updsl.front.probes import by_tensor
 from updsl.front.unit import Constant
-from updsl.laws.smaller import smaller
+from updsl.laws.smaller import Room, smaller
 from updsl.laws.trial import Arrays, Outcome, OutOfTime, Setting, Trial
 
 VALUES = (1.0, 0.0, -1.0, 2.0, -2.0, 3.0, 0.5, -0.25, 4.0, -3.0, 1.5, 0.1, 7.0, -10.0, 0.03, 100.0)
@@ -109,7 +109,7 @@ class Search:
 
         assert self.found is not None
         ranges = {name: _marks(low, high) for name, (low, high) in self.claim.ranges_of(self.parameters).items()}
-        smaller(self.found[0], breaks, self.sets, self.squares, ranges)
+        smaller(self.found[0], breaks, Room(self.sets, self.module.inputs, self.squares, ranges))
 
     def attempt(self, data: st.DataObject) -> None:
         """One stream; the one that breaks the law is drawn once more at the end."""

@@ -6,7 +6,7 @@ Made smaller piece by piece, and not choice by choice as Hypothesis would: that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,29 @@ from updsl.laws.trial import Arrays, Setting
 
 PLAIN = (1.0, 0.0, -1.0, 2.0)
 """Entries of a gradient that are tried in the place of others, the plainest first."""
+MOVED = frozenset(("all", "group", "tensor", "stream", "samples"))
+"""Kinds of inputs that can be those of another tensor."""
 STILL = (0.0, 1.0)
 """Of a weight."""
 FEW = 8
 """Entries of a tensor up to which each is tried alone."""
 
 
-def smaller(
-    setting: Setting, breaks: Callable[[Setting], Setting | None], sets: Sequence[tuple[Tensor, ...]], squares: Callable, ranges: Mapping[str, Sequence[float]]
-) -> Setting:
+@dataclass(frozen=True)
+class Room:
+    """What a setting may be made of. sets: of tensors, the plainest first; kinds: of the rule's inputs, by name; squares: a setting's tensors → matrices of the
+    law's names; ranges: numbers of each of its ranges, the plainest first."""
+
+    sets: Sequence[tuple[Tensor, ...]]
+    kinds: Mapping[str, str]
+    squares: Callable[[Setting], dict[str, Arrays]]
+    ranges: Mapping[str, Sequence[float]]
+
+
+def smaller(setting: Setting, breaks: Callable[[Setting], Setting | None], room: Room) -> Setting:
     """The smallest setting that is found, one change after the other. breaks: the setting up to where the law breaks, or None where it holds, or there is
-    neither time nor patience; squares: matrices of the law's names, for these tensors; ranges: numbers of each of its ranges, the plainest first."""
-    changes = (lambda s: _tensors(s, sets, squares), _steps, lambda s: _numbers(s, ranges), _wholes, _entries)
+    neither time nor patience."""
+    changes = (lambda s: _tensors(s, room), _steps, lambda s: _numbers(s, room.ranges), _wholes, _entries)
     again = True
     while again:
         again = False
@@ -37,45 +48,43 @@ def smaller(
     return setting
 
 
-def _tensors(setting: Setting, sets: Sequence[tuple[Tensor, ...]], squares: Callable) -> Iterator[Setting]:
-    """Other tensors with fewer entries, the fewest first; each with the numbers of one that is there."""
-    size = _size(setting.tensors)
-    for tensors in sorted((ts for ts in sets if _size(ts) < size), key=_size):
-        for source in setting.tensors:
-            inputs = [moved for given in setting.inputs if (moved := _moved_inputs(given, source, tensors)) is not None]
-            if len(inputs) == len(setting.inputs):
-                yield replace(
-                    setting,
-                    tensors=tensors,
-                    steps=tuple([_moved(g, source, tensors) for g in setting.steps]),
-                    weights=_moved(setting.weights, source, tensors),
-                    inputs=tuple(inputs),
-                    matrices=squares(replace(setting, tensors=tensors)) if setting.matrices else {},
-                )
+def _tensors(setting: Setting, room: Room) -> Iterator[Setting]:
+    """Other tensors with fewer entries, the fewest first; each with the numbers of one that is there. Not where inputs have sizes of their own."""
+    if not all(room.kinds[name] in MOVED for given in setting.inputs[:1] for name in given):
+        return
+    order = sorted(room.sets, key=lambda ts: sum(t.numel for t in ts))
+    for tensors in order[: order.index(setting.tensors)]:
+        for source in (t for t in setting.tensors if _has_inputs(setting, t.name)):
+            inputs = [{name: _moved_input(cells, room.kinds[name], source, tensors) for name, cells in given.items()} for given in setting.inputs]
+            yield replace(
+                setting,
+                tensors=tensors,
+                steps=tuple([_moved(g, source, tensors) for g in setting.steps]),
+                weights=_moved(setting.weights, source, tensors),
+                inputs=tuple(inputs),
+                matrices=room.squares(replace(setting, tensors=tensors)),
+            )
 
 
-def _size(tensors: Sequence[Tensor]) -> int:
-    return sum(t.numel for t in tensors)
+def _has_inputs(setting: Setting, name: str) -> bool:
+    """Whether every input has a value for this tensor, or one for all."""
+    return all(name in cells or cells.keys() & {"", 0} for given in setting.inputs for cells in given.values())
 
 
 def _moved(xs: Mapping[Any, Any], source: Tensor, tensors: Sequence[Tensor]) -> Arrays:
     return {t.name: np.resize(xs[source.name], t.shape) for t in tensors}
 
 
-def _moved_inputs(given: Mapping[str, Mapping], source: Tensor, tensors: Sequence[Tensor]) -> dict[str, Any] | None:
-    """The inputs of other tensors: numbers, and arrays of the tensor's shape or of samples of it; None where there are others."""
-    found: dict[str, Any] = {}
-    for name, cells in given.items():
-        x = cells.get(source.name)
-        if x is None or x.ndim == 0:
-            found[name] = dict(cells) if x is None else {t.name: x for t in tensors}
-        elif x.shape == source.shape:
-            found[name] = _moved(cells, source, tensors)
-        elif x.shape[1:] == source.shape:
-            found[name] = {t.name: np.array([np.resize(sample, t.shape) for sample in x]) for t in tensors}
-        else:
-            return None
-    return found
+def _moved_input(cells: Mapping[Any, Any], kind: str, source: Tensor, tensors: Sequence[Tensor]) -> dict[Any, Any]:
+    match kind:
+        case "all" | "group":
+            return dict(cells)
+        case "samples":
+            return {t.name: np.array([np.resize(sample, t.shape) for sample in cells[source.name]]) for t in tensors}
+        case "tensor":
+            return {t.name: cells[source.name] for t in tensors}
+        case _:
+            return _moved(cells, source, tensors)
 
 
 def _steps(setting: Setting) -> Iterator[Setting]:

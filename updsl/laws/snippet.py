@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from updsl.core.source import NOWHERE
 from updsl.front import syntax
 from updsl.front.claim import RESULT, Claim
 from updsl.front.claims import inputs_of
+from updsl.front.contents import nodes
 from updsl.front.module import Module
 from updsl.front.unit import Constant
 from updsl.laws.replay import to_array
@@ -29,7 +29,7 @@ def run(stream):
 def snippet(module: Module, claim: Claim, setting: Setting, breach: Breach, steps: list[Took]) -> str:
     """A text whose last statement fails, where the law does."""
     inexact = setting.dtype != "float64"
-    law = law_text(module, claim, setting, breach.rounding)
+    law = law_text(module, claim, setting)
     others = [f"other{k}" for k in range(1, claim.streams + 1)]
     lines = [
         f"# {' '.join(claim.law.span.text.split())}",
@@ -70,14 +70,13 @@ def claim_stream(claim: Claim, k: int) -> str:
     return " ".join(claim.given[k - 1].span.text.split())
 
 
-def law_text(module: Module, claim: Claim, setting: Setting, rounding: float) -> str:
-    """The law as a rule that gives 1 where it holds, else 0, and has what the rule gives as inputs. What is equal up to rounding is not `!=`; of `==` and `<=`,
-    what fails up to rounding fails all the more."""
+def law_text(module: Module, claim: Claim, setting: Setting) -> str:
+    """The law as a rule that gives 1 where it holds, else 0, and has what the rule gives as inputs."""
     values = {**setting.parameters, **setting.numbers}
     declared = [f"{i.name}{_kind(i)}" for i in inputs_of(module)]
     declared += ["out", *(f"other{k}" for k in range(1, claim.streams + 1)), *(f"{q} as matrix" for q in setting.matrices)]
-    said = _text(claim.text, rounding)
-    holds = f"({said})" if claim.premise is None else f"not ({_text(claim.premise, rounding)}) or ({said})"
+    said = _text(claim.text)
+    holds = f"({said})" if claim.premise is None else f"not ({_text(claim.premise)}) or ({said})"
     parameters = ", ".join(f"{n} = {_written(v)}" for n, v in values.items())
     return f"\n\nrule {_law_name(claim)}({parameters}):\n    input {', '.join(declared)}\n    return if {holds} then 1 else 0\n"
 
@@ -92,32 +91,14 @@ def _kind(item: syntax.InputItem) -> str:
     return "" if item.kind == "stream" else f" as {item.kind}"
 
 
-def _text(e: syntax.Node, rounding: float) -> str:
+def _text(e: syntax.Expr) -> str:
     """The source of a premise or claim, with names for what the rule gives."""
-    match e:
-        case syntax.Name(id=name) if name.startswith(RESULT):
-            return f"other{name.rpartition(' ')[2]}"
-        case syntax.Name(id="out"):
-            return "out"
-        case syntax.Compare(first=a, rest=(("!=", b),)):
-            return f"abs(({_text(a, rounding)}) - ({_text(b, rounding)})) > {rounding!r}"
     text, start = e.span.text, e.span.start
-    for n in sorted(_inside(e), key=lambda n: -n.span.start):
-        text = text[: n.span.start - start] + _text(n, rounding) + text[n.span.end - start :]
+    found = [n for n in nodes(e) if isinstance(n, syntax.Name) and (n.id == "out" or n.id.startswith(RESULT))]
+    for n in sorted(found, key=lambda n: -n.span.start):
+        name = "out" if n.id == "out" else f"other{n.id.rpartition(' ')[2]}"
+        text = text[: n.span.start - start] + name + text[n.span.end - start :]
     return " ".join(text.split())
-
-
-def _inside(e: syntax.Node) -> Iterator[syntax.Node]:
-    """The outermost nodes with a place in the text that lie in this one."""
-    waiting = [getattr(e, f) for f in e.__dataclass_fields__ if not f.endswith("span")]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, syntax.Node) and item.span is not NOWHERE:
-            yield item
-        elif isinstance(item, syntax.Node):
-            waiting += [getattr(item, f) for f in item.__dataclass_fields__ if not f.endswith("span")]
-        elif isinstance(item, tuple):
-            waiting += item
 
 
 def _written(v: Constant) -> str:

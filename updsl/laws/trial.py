@@ -60,15 +60,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Breach:
-    """Where a law does not hold: the step (from 1), the cell (key of the value, index in it), both sides of the comparison that fails, and how far apart
-    rounding may bring them."""
+    """Where a law does not hold: the step (from 1), the cell (key of the value, index in it), and both sides of the comparison that fails."""
 
     step: int
     key: Key
     index: tuple[int, ...]
     op: str
     sides: tuple[float, ...]
-    rounding: float
 
 
 @dataclass(frozen=True)
@@ -188,15 +186,13 @@ class Trial:
         raise AssertionError(tree)
 
     def breaches(self, step: int, held: Mapping[Key, tuple], state: RuleState) -> Iterator[Breach]:
-        """The first comparison that fails in each first cell in which the claim does."""
+        """For each key the first cell in which the claim fails, and its last comparison that does: of `t > 1 or out == g` the one that says something."""
         for key, (premise, holds, tree, size) in held.items():
             for at in np.argwhere(premise & ~holds)[:1]:
                 index = tuple(int(i) for i in at)
-                every = list(leaves(tree))
+                every = list(leaves(tree))[::-1]
                 leaf = next((x for x in every if not self.holds(x, key, state, size)[index]), every[0])
-                sides = [np.asarray(state.values[n][key]) for n in leaf.states]
-                rounding = TOLERANCE[self.dtype] * max(size, *map(finite_max, sides))
-                yield Breach(step, key, index, leaf.op, tuple([float(x[index]) for x in sides]), rounding)
+                yield Breach(step, key, index, leaf.op, tuple([float(np.asarray(state.values[n][key])[index]) for n in leaf.states]))
 
 
 class Copy:
@@ -235,15 +231,15 @@ def finite_max(x: Any) -> float:
 
 
 def compare(op: str, a: np.ndarray, b: np.ndarray, size: float, tolerance: float, alike: bool) -> np.ndarray:
-    """Whether a op b, cell by cell; `==` and `<=` up to rounding. alike: NaN equals NaN."""
+    """Whether a op b, cell by cell; `==` and `<=` up to rounding, all else exactly. alike: NaN equals NaN."""
     with np.errstate(invalid="ignore", over="ignore"):
-        equal = (a == b) | (np.abs(a - b) <= tolerance * max(size, finite_max(a), finite_max(b)))
-        equal |= np.isnan(a) & np.isnan(b) & alike
+        same = (a == b) | (np.isnan(a) & np.isnan(b) & alike)
+        equal = same | (np.abs(a - b) <= tolerance * max(size, finite_max(a), finite_max(b)))
         match op:
             case "eq":
                 return equal
             case "ne":
-                return ~equal
+                return ~same
             case "le" | "ge":
                 return (a <= b if op == "le" else a >= b) | equal
             case "lt":
