@@ -104,7 +104,7 @@ SNIPPETS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("text", SNIPPETS.values(), ids=SNIPPETS)
 def test_a_counterexample_is_shown_and_runs(text: str, dtype: str) -> None:
     found = decided(text, dtype=dtype)
@@ -118,9 +118,9 @@ def test_intermediate_values_are_shown() -> None:
     lines = str(decided(text).counterexample).split("\n")
     assert lines == [
         "step 1: g = [1.]",
-        "    norm(g) = 1, norm = 1, clip norm > c = [1.], x = [1.], ema.m = [0.5], out = [1.]",
+        "    n = 1, norm = 1, clip norm > c = [1.], x = [1.], ema.m = [0.5], out = [1.]",
         "step 2: g = [1.]",
-        "    norm(g) = 1, norm = 1, clip norm > c = [1.], x = [1.], ema.m = [0.75], out = [1.]",
+        "    n = 1, norm = 1, clip norm > c = [1.], x = [1.], ema.m = [0.75], out = [1.]",
         "at step 2 at [0] `==` fails: 1 against 0",
     ]
 
