@@ -51,7 +51,7 @@ def test_a_file_in_a_bare_folder(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
     result = pytest_in(tmp_path, "-v")
     assert result.returncode == 0, result.stdout
-    for name in ("text", "warnings", "mine::bounded", "mine::idle", "mine::example[1]", "mine::example[2]"):
+    for name in ("text", "lint", "mine::bounded", "mine::idle", "mine::example[1]", "mine::example[2]"):
         assert f"mine.upd::{name} PASSED" in result.stdout
     assert "6 passed" in result.stdout
 

@@ -20,6 +20,7 @@ from lark.parsers.lalr_interactive_parser import InteractiveParser
 from updsl.core.diagnostic import MAX_REPORTED, Diagnostic, UpdslError
 from updsl.core.resources import cache_folder, folder
 from updsl.core.source import Source, Span
+from updsl.front import syntax
 from updsl.front.build import Builder
 from updsl.front.layout import DECLARATIONS, Layout
 from updsl.front.lex import Token, tokens
@@ -30,6 +31,19 @@ from updsl.front.unexpected import BLANK, OPERATORS, unexpected
 def parse(source: Source) -> File:
     """The syntax tree of a file. Raises UpdslError with every mistake found."""
     return _parse(source, "file")
+
+
+def parse_law(text: str) -> syntax.Law:
+    """The syntax tree of a law alone: `law NAME: claim`, or the claim, with what it ranges over. Raises UpdslError."""
+    source = Source("<law>", text if text.split()[:1] == ["law"] else f"law claim: {text.strip()}")
+    file = parse(source)
+    match file.declarations:
+        case (syntax.Law() as law,):
+            return law
+        case (syntax.Law(), second, *_):
+            raise UpdslError(Diagnostic("unexpected", "a second declaration does not fit here", second.span, help="give one law"))
+        case _:
+            raise UpdslError(Diagnostic("unexpected", "this does not fit here", file.declarations[0].span, help="write a law: `norm(out) <= 1 per all`"))
 
 
 def parse_expression(source: Source) -> Expr:

@@ -1,4 +1,4 @@
-"""Rule files as tests: pytest collects `*.upd`, with an item for the text, its warnings, and each law and example.
+"""Rule files as tests: pytest collects `*.upd`, with an item for the text, its lints, and each law and example.
 
 `pytest "rules/zclip.upd::zclip::bounded"` runs one law. Only parsing happens while tests are collected: NumPy and Hypothesis are loaded when a law or an
 example is run.
@@ -58,7 +58,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> RuleFile |
 
 
 class RuleFile(pytest.File):
-    """A file: its text, its warnings, and a collector for each rule that has laws or examples. One that cannot be parsed is one failing item."""
+    """A file: its text, its lints, and a collector for each rule that has laws or examples. One that cannot be parsed is one failing item."""
 
     def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
         yield Text.from_parent(self, name="text")
@@ -66,7 +66,7 @@ class RuleFile(pytest.File):
             unit = self.unit
         except UpdslError:
             return
-        yield Warnings.from_parent(self, name="warnings")
+        yield Lint.from_parent(self, name="lint")
         from updsl.front.claims import laws_of
 
         for rule, group in groupby(laws_of(unit), key=lambda pair: pair[0]):
@@ -151,7 +151,7 @@ class Text(RuleItem):
         self.file.has_no_mistakes()
 
 
-class Warnings(RuleItem):
+class Lint(RuleItem):
     """What `updsl check` warns of: pytest's warnings, or failures where it is strict."""
 
     def runtest(self) -> None:

@@ -39,6 +39,8 @@ WEIGHTS = (0.0, 1.0, 0.02, 30.0)
 """Scales of a tensor's weights."""
 LARGEST = {"float16": 30.0}
 """By type, the largest scale, where others would overflow."""
+SEGMENTS = 4
+"""Of a stream, at most."""
 COURSES = ((1.0,), (1.0, -1.0), (1.0, 2.0, 0.5))
 """What a segment's gradient is multiplied by, step by step, over and over."""
 PATTERN = 16
@@ -151,13 +153,10 @@ class Search:
         values = VALUES + NONFINITE * self.claim.any_gradients
         steps: list[Arrays] = []
         inputs: list[dict] = []
-        for _ in range(draw(st.integers(1, 4))):
-            g = {t.name: draw(_arrays(t.shape, values, scales)) for t in tensors}
-            given = {} if not self.module.inputs else self.handed(draw, trial)
-            course = draw(st.sampled_from(COURSES))
-            for i in range(min(draw(st.sampled_from(self.spans)), self.spans[-1] + SHORT - len(steps))):
-                steps.append({n: self.rounded(x * course[i % len(course)]) for n, x in g.items()})
-                inputs.append(given)
+        for _ in range(draw(st.integers(1, SEGMENTS))):
+            more = segment(draw, {t.name: t.shape for t in tensors}, values, scales, self.spans)[: self.spans[-1] + SHORT - len(steps)]
+            steps += [{n: self.rounded(x) for n, x in g.items()} for g in more]
+            inputs += [{} if not self.module.inputs else self.handed(draw, trial)] * len(more)
         return replace(
             fresh,
             steps=tuple(steps),
@@ -206,6 +205,28 @@ def square(trial: Trial, q: syntax.Quantifier, make: Callable[[int], np.ndarray]
             of_size[n] = make(n)
         found[t.name] = of_size[n]
     return found
+
+
+def segment(
+    draw: Callable[[st.SearchStrategy], Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    values: tuple[float, ...],
+    scales: tuple[float, ...],
+    spans: Sequence[int],
+) -> list[Arrays]:
+    """A gradient that stays, alternates or grows for one of these numbers of steps."""
+    g = {name: draw(_arrays(shape, values, scales)) for name, shape in shapes.items()}
+    course = draw(st.sampled_from(COURSES))
+    return [{n: x * course[i % len(course)] for n, x in g.items()} for i in range(draw(st.sampled_from(spans)))]
+
+
+@st.composite
+def streams(draw: st.DrawFn, shapes: Mapping[str, tuple[int, ...]], spans: tuple[int, ...], any_: bool, dtype: str) -> list[Arrays]:
+    """Gradients of several steps, rounded to this type; any_: infinite ones and NaN too."""
+    scales, found = tuple([s for s in SCALES if s <= LARGEST.get(dtype, math.inf)]), []
+    for _ in range(draw(st.integers(1, SEGMENTS))):
+        found += segment(draw, shapes, VALUES + NONFINITE * any_, scales, spans)
+    return [{n: numeric.rounded(x, dtype) for n, x in g.items()} for g in found[: spans[-1] + SHORT]]
 
 
 def cut(setting: Setting, steps: int) -> Setting:
