@@ -5,6 +5,7 @@ parameters that a group overrides. `pytest tests/test_bad_rules.py --rewrite` wr
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,18 @@ from updsl.core.frame import Tensor
 from updsl.front.elaborate import elaborate
 from updsl.front.files import load_module
 from updsl.laws.check import check_file, defaults
+from updsl.laws.lint import LOUD
 
 FOLDER = Path(__file__).parent / "bad_rules"
 FILES = sorted(p for p in FOLDER.glob("*.upd") if not p.name.startswith("_"))
 
 
-def mistakes(file: Path) -> list[Diagnostic]:
-    """What `updsl check` says of the file, or what using it for the tensors of its first line says."""
+def mistakes(file: Path, lints: Collection[str] = LOUD) -> list[Diagnostic]:
+    """What `updsl check` says of the file, with these lints, or what using it for the tensors of its first line says."""
     use = re.match(r"# for (.*)", file.read_text(encoding="utf-8", errors="replace"))
     if use is None:
         try:
-            return check_file(file.name)
+            return check_file(file.name, lints)
         except UpdslError as e:
             return e.diagnostics
     given = dict(pair.split("=") for pair in use.group(1).split(", "))

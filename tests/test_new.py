@@ -5,6 +5,7 @@ import json
 import pytest
 
 from updsl.front.files import library, load_module
+from updsl.laws.lint import LINTS
 
 RULES = sorted(library().rules)
 
@@ -42,7 +43,7 @@ def test_a_copy_of_each_rule_checks_and_is_formatted(run, here, name):
     assert run("new", "mine", "--like", name)[0] == 0
     code, out, _ = run("check", "--format", "json", "mine.upd")
     assert code == 0
-    assert {d["code"] for d in json.loads(out)["files"][0]["diagnostics"]} <= {"unit-conflict"}  # as in the rule itself: test_units.py
+    assert {d["code"] for d in json.loads(out)["files"][0]["diagnostics"]} <= {"unit-conflict", *LINTS}  # as in the rule itself: test_units.py, test_lint.py
     assert run("fmt", "--check", "mine.upd")[0] == 0
     copy, original = load_module("./mine.upd"), load_module(name)
     assert copy.name == "mine"

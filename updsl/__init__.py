@@ -12,7 +12,7 @@ from updsl.core.diagnostic import UpdslError
 
 if TYPE_CHECKING:
     from updsl.explanation import explain
-    from updsl.properties import canonical_hash, check, equivalent, units
+    from updsl.properties import canonical_hash, check, equivalent, lint, units
     from updsl.runtime.compiled import compile
     from updsl.runtime.flat import flatten
     from updsl.runtime.optimizer import Optimizer, optimizer
@@ -28,6 +28,7 @@ HOMES = {
     "Rule": "updsl.runtime.rule",
     "explain": "updsl.explanation",
     "check": "updsl.properties",
+    "lint": "updsl.properties",
     "units": "updsl.properties",
     "equivalent": "updsl.properties",
     "canonical_hash": "updsl.properties",
@@ -46,6 +47,7 @@ __all__ = [
     "Rule",
     "explain",
     "check",
+    "lint",
     "units",
     "equivalent",
     "canonical_hash",

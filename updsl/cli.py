@@ -111,16 +111,26 @@ def cli() -> None:
 )
 @click.option("--dtype", type=click.Choice(["float64", "float32", "bfloat16", "float16"]), help="Of gradients and weights.  [float64, then float32]")
 @click.option("--snippet", is_flag=True, help="Print Python that runs what refutes a law.")
+@click.option("--lint", is_flag=True, help="Warn of what is true of most published methods, too: bad gradients that stay in averages of entries.")
 @click.option("--strict", is_flag=True, help="Warnings, vacuous laws, and laws that fail in float32 alone, count as mistakes.")
 @click.option("--format", "output", type=click.Choice(["text", "json", "github"]), default="text", help="How to print the result.")
 def check(
-    files: tuple[str, ...], laws: bool, examples: int, seed: int | None, timeout: float, dtype: str | None, snippet: bool, strict: bool, output: str
+    files: tuple[str, ...],
+    laws: bool,
+    examples: int,
+    seed: int | None,
+    timeout: float,
+    dtype: str | None,
+    snippet: bool,
+    lint: bool,
+    strict: bool,
+    output: str,
 ) -> int:
     """Find mistakes in rule files, and run their examples.
 
     Exit code 0: none, or warnings alone; 1: mistakes, or a law that is refuted; 2: a file that cannot be read.
     """
-    found = {file: _findings(file) for file in files}
+    found = {file: _findings(file, lint) for file in files}
     every = [d for ds in found.values() for d in ds]
     errors = sum(d.severity == "error" for d in every)
     verdicts: dict[str, list] = {file: [] for file in files}
@@ -152,12 +162,13 @@ def check(
     return exit_code(every) or (FOUND if failed else 0)
 
 
-def _findings(file: str) -> list[Diagnostic]:
-    """What is wrong with a file."""
+def _findings(file: str, lint: bool) -> list[Diagnostic]:
+    """What is wrong with a file, and what lints find in it. lint: all of them."""
     from updsl.laws.check import check_file
+    from updsl.laws.lint import LINTS, LOUD
 
     try:
-        return check_file(file)
+        return check_file(file, LINTS if lint else LOUD)
     except UpdslError as error:
         return error.diagnostics
 

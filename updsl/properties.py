@@ -1,15 +1,15 @@
-"""What a rule promises: its units, whether its laws hold, and whether it does the same as another."""
+"""What a rule promises: its units, whether its laws hold, whether it does the same as another, and what in it is seldom meant."""
 
 from __future__ import annotations
 
 from os import PathLike
 from typing import Any
 
-from updsl.core.diagnostic import UpdslError
+from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.front.canonical import canonical_digest
 from updsl.front.files import open_unit
 from updsl.front.units import Units, units_of
-from updsl.laws.check import check_file
+from updsl.laws.check import check_file, check_unit
 from updsl.laws.equal import Equivalence, compared
 from updsl.laws.verdict import Verdict
 
@@ -28,6 +28,23 @@ def check(rule: str | PathLike[str], examples: int = 200, seed: int | None = Non
     if mistakes:
         raise UpdslError(mistakes)
     return list(decide_all(open_unit(rule), examples, seed))
+
+
+def lint(rule: Any) -> list[Diagnostic]:
+    """What is no mistake in a rule and seldom meant: stages that change nothing, states that one bad gradient spoils for good, values that nothing reads.
+
+    rule: a rule, looked at with the values that its parameters have; or the path of a file or a name of the library: then all rules of the file, with defaults.
+    Each finding is a Diagnostic of severity "warning": `.code` (docs/lints.md lists them), `.message`, `.file`, `.line`, `.column`, `.help`.
+    Raises UpdslError where the text has mistakes, or can be used for no tensor.
+    """
+    from updsl.laws.lint import lint_rule, lint_unit
+
+    module = getattr(rule, "module", None)
+    unit = open_unit(rule) if module is None else module.unit
+    mistakes = [d for d in check_unit(unit, examples=False, lints=()) if d.severity == "error"]
+    if mistakes:
+        raise UpdslError(mistakes)
+    return list(lint_unit(unit) if module is None else lint_rule(module, rule.params))
 
 
 def units(rule: Any) -> Units:

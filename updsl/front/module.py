@@ -78,6 +78,11 @@ def module_of(unit: Unit, rule: syntax.Rule) -> Module:
     return Module(unit, rule, parameters, inputs, writes_weights(rule, unit))
 
 
+def defaults(module: Module) -> dict[str, Constant]:
+    """Every parameter's default; 1 for one that must be given."""
+    return {name: 1.0 if p.default is None else p.default for name, p in module.parameters.items()}
+
+
 # --- declarations ----------------------------------------------------------------------------------------------------
 
 
