@@ -29,7 +29,7 @@ law bounded: norm(out) <= c/2 per all
 law says_nothing: norm(g) < 0 implies out == g
 example: [3, 4] gives [3, 4]
 """
-WARNED = "rule mine(eps = 1) = g + g^2*eps + (g + g^2)\n\nlaw odd: rule(g) == out\n"
+WARNED = "rule mine(eps = 1) = g + g^2*eps + (g + g^2)\n\nlaw odd: out == 2*g + (1 + eps)*g^2\n"
 ROUNDED = "rule mine = 1e5*g + g - 1e5*g\n\nlaw same: out == g\n"
 
 
