@@ -22,8 +22,9 @@ def every_op(ops: Iterable[Op] = ELEMENTWISE, type_: Type = GRID, kind: str = "s
     states, commits, body = [], [], []
     for op in ops:
         operands = [apply("gt", x, y), y, x] if op.name == "select" else [x, y, z]
-        if op.name == "lerp":
-            operands = [x, y, apply("clamp", z, 0.0, 1.0)]  # of what is not a mean, digits may be lost
+        if op.name == "average":
+            c = apply("clamp", z, 0.0, 1.0)
+            operands = [apply("sub", 1.0, c), x, c, y]
         if op.conditions:
             operands = [apply("gt", a, 0) for a in operands]
         e = apply(op.name, *operands[: len(op.args)], type_=replace(type_, boolean=op.boolean))

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import updsl
+from updsl.back.triton_exec import DeviceTables
 
 INPUTS = "rule r:\n    input h, loss per all\n    state m = 0\n    m ← 0.9*m + g*loss + h\n    return m → clip norm > 1 per all\n"
 SHARED = "rule r:\n    state n = 0 per all, k = 0 per group\n    n ← n + 1\n    k ← max(k, norm(g) per group)\n    watch n = n\n    return g*n/k\n"
@@ -34,11 +35,30 @@ class At(TorchDispatchMode):
         self.number, self.what, self.seen = number, what, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "aten":  # torch's own profiling marks are none of the rule's operations
+        if func.namespace == "aten" and not LAUNCHED:  # torch's own profiling marks are none of the rule's operations
             self.seen += 1
-        if func.namespace == "aten" and self.seen == self.number:
-            self.what()
+            if self.seen == self.number:
+                self.what()
         return func(*args, **(kwargs or {}))
+
+
+LAUNCHED: list[bool] = []
+"""Not empty while Triton's interpreter runs kernels, which moves tensors about with torch: on a device that is no operation of torch's."""
+
+
+@pytest.fixture(autouse=True)
+def kernels_are_no_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ.get("UPDSL_BACKEND") == "triton":
+        launch = DeviceTables.launch
+
+        def launched(tables: DeviceTables) -> None:
+            LAUNCHED.append(True)
+            try:
+                launch(tables)
+            finally:
+                LAUNCHED.pop()
+
+        monkeypatch.setattr(DeviceTables, "launch", launched)
 
 
 def break_() -> None:
@@ -122,7 +142,7 @@ def same(a: Any, b: Any) -> bool:
             return a == b
 
 
-KERNELS = os.environ.get("UPDSL_BACKEND") == "cpp"
+KERNELS = os.environ.get("UPDSL_BACKEND") in ("cpp", "triton")
 """A step in kernels has few operations of torch, or none."""
 CASES = [(how, name) for how in ("attach", "optimizer", "compile") for name in TEXTS if (how, name) != ("attach", "writes")]
 

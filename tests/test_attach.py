@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import re
 import threading
@@ -665,6 +666,7 @@ def test_complex_parameters_are_refused_by_name() -> None:
         updsl.attach(torch.optim.SGD([p], lr=1.0), "ema")
 
 
+@pytest.mark.skipif(os.environ.get("UPDSL_BACKEND") == "triton", reason="Triton's interpreter changes its language for all threads while it runs a kernel")
 def test_threads_step_optimizers_of_one_rule_by_themselves() -> None:
     rule = updsl.parse(COUNTER)
     made = [sgd([1.0]) for _ in range(4)]

@@ -80,11 +80,6 @@ def half_to_even(x):
     return float(round(x)) if math.isfinite(x) else x
 
 
-def between(m: float, x: float, c: float) -> float:
-    near = m + c * (x - m) if c < 0.5 else x - (1 - c) * (x - m)
-    return near if math.isfinite(near) else (1 - c) * m + c * x
-
-
 ELEMENTWISE = {
     "neg": lambda x: -x,
     "add": lambda x, y: x + y,
@@ -107,7 +102,7 @@ ELEMENTWISE = {
     "not": lambda x: not x,
     "isfinite": math.isfinite,
     "select": lambda c, x, y: x if c else y,
-    "lerp": between,
+    "average": lambda b, m, c, x: b * m + c * x,
     "abs": abs,
     "sign": nan_in(lambda x: float((x > 0) - (x < 0))),
     "sqrt": or_else(math.sqrt),

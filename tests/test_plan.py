@@ -193,7 +193,7 @@ PASSES: list[Callable[[Programs], Programs]] = [tidy, averages, simplified, lift
 )
 def test_a_moving_average_is_one_op(text: str, count: int) -> None:
     (program,) = programs_of(rule_of(text), (3, 2)).values()
-    assert sum(isinstance(n, Apply) and n.op == "lerp" for e in roots(program) for n in walk(e)) == count
+    assert sum(isinstance(n, Apply) and n.op == "average" for e in roots(program) for n in walk(e)) == count
 
 
 def flat_of(case: Case) -> tuple[Programs, Any, Any, Any] | None:

@@ -313,6 +313,12 @@ def test_where_triton_cannot_run_it_says_what_to_do(monkeypatch: pytest.MonkeyPa
         updsl.compile(updsl.parse("g * 3"), {"x": torch.zeros(2)}, backend="triton")
 
 
+@needs_triton
+def test_values_of_groups_and_of_the_model_in_one_rule() -> None:
+    text = "rule r:\n    state n = 0 per all, k = 0 per group\n    n ← n + 1\n    k ← max(k, norm(g) per group)\n    return g*n/k\n"
+    assert compared(updsl.parse(text), "interpret", torch.float64) <= 1e-9
+
+
 def engine_for(device: str) -> Engine:
     rule = updsl.parse("norm per column → clip z > 2.5")
     return rule.engine(rule.init({"x": torch.zeros(2, 2)}).layout, False, "auto", device=device)

@@ -47,10 +47,12 @@ template <class R> inline R smaller(R x, R y) { return (x < y) | (x != x) ? x : 
 template <class R> inline R larger(R x, R y) { return (x > y) | (x != x) ? x : y; }
 template <class R> inline R sign(R x) { return x != x ? x : R(x > 0) - R(x < 0); }
 template <class R> inline bool is_finite(R x) { return std::abs(x) <= std::numeric_limits<R>::max(); }
-template <class R> inline R lerp(R m, R x, R c) {
-    const bool small = c < R(0.5);
-    const R near = (small ? m : x) + (small ? c : c - 1) * (x - m);
-    return is_finite(near) ? near : (1 - c) * m + c * x;
+inline double average(double b, double m, double c, double x) { return b * m + c * x; }
+// b + c = 1, but for rounding: from the nearer end, if that is finite and not 0 (whose sign would be lost)
+inline float average(float b, float m, float c, float x) {
+    const bool small = c < 0.5f;
+    const float near = (small ? m : x) + (small ? c : c - 1) * (x - m);
+    return is_finite(near) & (near != 0) ? near : b * m + c * x;
 }
 template <class R> inline R square(R x) { return x * x; }
 template <class R> inline R power(R x, R y) { return (x != x) | (y != y) ? x + y : std::pow(x, y); }

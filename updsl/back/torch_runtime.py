@@ -26,10 +26,13 @@ def pow(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(torch.isnan(x) | torch.isnan(y), math.nan, torch.pow(x, y))
 
 
-def lerp(m: Tensor, x: Tensor, c: Tensor) -> Tensor:
-    """m + c·(x - m), from the nearer end; (1 - c)·m + c·x where that is not finite."""
-    near = torch.where(c < 0.5, m + c * (x - m), x - (1 - c) * (x - m))
-    return torch.where(torch.isfinite(near), near, (1 - c) * m + c * x)
+def average(b: Tensor, m: Tensor, c: Tensor, x: Tensor) -> Tensor:
+    """b·m + c·x, where b + c = 1; in less than float64 m + c·(x - m), from the nearer end, if that is finite and not 0 (whose sign would be lost)."""
+    plain = b * m + c * x
+    if plain.dtype == torch.float64:
+        return plain
+    near = torch.where(c < 0.5, m + c * (x - m), x + (c - 1) * (x - m))
+    return torch.where(torch.isfinite(near) & (near != 0), near, plain)
 
 
 def mod(x: Tensor, y: Tensor) -> Tensor:

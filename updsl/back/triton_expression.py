@@ -7,7 +7,7 @@ import re
 from updsl.back.kernel_expression import KernelExpressions
 from updsl.back.torch_names import Names
 from updsl.back.triton_prelude import PRELUDE
-from updsl.core.ir import Apply, Const, Expr
+from updsl.core.ir import Apply, Const, Expr, joined
 from updsl.core.ops import OPS
 
 TYPES = {"float64": "tl.float64", "float32": "tl.float32", "bfloat16": "tl.bfloat16", "float16": "tl.float16", "bool": "tl.int8"}
@@ -47,7 +47,7 @@ class Expressions(KernelExpressions):
         conditions = (0,) if e.op == "select" and not e.type.boolean else tuple(range(len(e.args))) if op.conditions or e.type.boolean else ()
         values = [self.operand(a, bare, call, i in conditions and a.type.boolean) for i, a in enumerate(e.args)]
         if e.op in ("and", "or"):
-            values = [f"truth({v})" if isinstance(a, Apply) and a.type.scope != e.type.scope else v for a, v in zip(e.args, values, strict=True)]
+            values = [f"truth({v})" if is_coarser(a, e) else v for a, v in zip(e.args, values, strict=True)]
         text = op.triton.format(**dict(zip(op.args, values, strict=True)))
         return text if call else f"({text})"
 
@@ -68,6 +68,11 @@ class Expressions(KernelExpressions):
     def stored(self, text: str, dtype: str) -> str:
         """Rounded to a type."""
         return f"({text})" if dtype == "bool" or TYPES[dtype] == self.real else f"{converted(text, TYPES[dtype])}.to({self.real})"
+
+
+def is_coarser(a: Expr, e: Expr) -> bool:
+    """Whether a condition is computed from values of coarser scope than its result's, whatever type it has itself."""
+    return isinstance(a, Apply) and (a.type.scope != e.type.scope or joined(*(x.type for x in a.args)).scope != e.type.scope)
 
 
 def converted(text: str, type_: str) -> str:

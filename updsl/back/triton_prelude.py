@@ -102,10 +102,14 @@ def is_finite(x):
 
 
 @triton.jit
-def lerp(m, x, c):
-    """m + c * (x - m), from the nearer end; (1 - c) * m + c * x where that is not finite."""
-    near = tl.where(c < 0.5, m + c * (x - m), x - (1 - c) * (x - m))
-    return tl.where(is_finite(near), near, (1 - c) * m + c * x)
+def average(b, m, c, x):
+    """b * m + c * x, where b + c = 1; in float32 m + c * (x - m), from the nearer end, if that is finite and not 0 (whose sign would be lost)."""
+    plain = b * m + c * x
+    if plain.dtype == tl.float64:
+        return plain
+    else:
+        near = tl.where(c < 0.5, m + c * (x - m), x + (c - 1) * (x - m))
+        return tl.where(is_finite(near) & (near != 0), near, plain)
 
 
 @triton.jit

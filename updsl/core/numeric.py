@@ -30,10 +30,9 @@ sqrt, exp, log, sin, cos = map(quiet, (np.sqrt, np.exp, np.log, np.sin, np.cos))
 
 
 @quiet
-def lerp(m: Array, x: Array, c: Array) -> Array:
-    """m + c·(x - m), from the nearer end; (1 - c)·m + c·x where that is not finite."""
-    near = np.where(c < 0.5, m + c * (x - m), x - (1 - c) * (x - m))
-    return np.where(np.isfinite(near), near, (1 - c) * m + c * x)
+def average(b: Array, m: Array, c: Array, x: Array) -> Array:
+    """b·m + c·x."""
+    return b * m + c * x
 
 
 @quiet

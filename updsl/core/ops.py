@@ -104,8 +104,8 @@ _ROWS = [
                  triton="is_finite({x})"),
     _elementwise("select", "c x y", "x where c holds, else y; what is not selected does not leak", np.where, "torch.where({c}, {x}, {y})",
                  text="if {c} then {x} else {y}", cpp="{c} ? {x} : {y}", triton="tl.where({c}, {x}, {y})"),
-    _elementwise("lerp", "m x c", "m + c·(x - m), which is (1 - c)·m + c·x with one rounding of the small part; what is not finite is as in the second form",
-                 numeric.lerp, "", text="core.lerp({m}, {x}, {c})", cpp="lerp({m}, {x}, {c})", triton="lerp({m}, {x}, {c})"),
+    _elementwise("average", "b m c x", "b·m + c·x, where b + c = 1; in float32 m + c·(x - m), since b and c, each rounded, do not add up to 1", numeric.average, "",
+                 text="core.average({b}, {m}, {c}, {x})", cpp="average({b}, {m}, {c}, {x})", triton="average({b}, {m}, {c}, {x})"),
     # --- functions ---
     _elementwise("abs", "x", "magnitude", np.abs, "torch.abs({x})", cpp="std::abs({x})", triton="tl.abs({x})"),
     _elementwise("sign", "x", "-1, 0 or 1; NaN at NaN", np.sign, "torch.where(torch.isnan({x}), {x}, torch.sign({x}))", units="any-none", cpp="sign({x})",

@@ -10,7 +10,7 @@ from updsl.front.context import POISON, Context, Env, Value
 
 
 def call(cx: Context, env: Env, e: syntax.Call) -> Value:
-    """`core.empty(n)`, `core.push(window, x)`, `core.lerp(m, x, c)`, `core.spread(x, scope)`, `core.store(x, state)`."""
+    """`core.empty(n)`, `core.push(window, x)`, `core.average(b, m, c, x)`, `core.spread(x, scope)`, `core.store(x, state)`."""
     arguments = [a.value for a in e.arguments]
     match e.callee, arguments:
         case "core.empty", [n]:
@@ -32,11 +32,11 @@ def call(cx: Context, env: Env, e: syntax.Call) -> Value:
             t = on_grid(NAMED[scope], value.type.rows, value.type.cols, samples=value.type.samples)
             known = value.static if isinstance(value.expr, Const) else None
             return Value(Apply("spread", (value.expr,), t, span=e.span), known, poisoned=value.poisoned)
-        case "core.lerp", [_, _, _]:
-            m, x, c = (expressions.expression(cx, env, a) for a in arguments)
-            if m.poisoned or x.poisoned or c.poisoned:
+        case "core.average", [_, _, _, _]:
+            values = [expressions.expression(cx, env, a) for a in arguments]
+            if any(v.poisoned for v in values):
                 return POISON
-            return Value(Apply("lerp", (m.expr, x.expr, c.expr), joined(m.type, x.type, c.type), span=e.span))
+            return Value(Apply("average", tuple(v.expr for v in values), joined(*(v.type for v in values)), span=e.span))
         case "core.store", [x, syntax.Name(id=name)] if env.instance is not None:
             return _store(cx, env, e, expressions.expression(cx, env, x), name)
     return cx.error(

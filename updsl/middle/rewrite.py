@@ -33,13 +33,13 @@ def sum_of_choice(e: Expr) -> Expr:
 
 
 def average(e: Expr) -> Expr:
-    """β·m + (1 - β)·x → lerp(m, x, 1 - β): rounded to float32 each on its own, β and 1 - β do not add up to 1."""
+    """β·m + (1 - β)·x → average(β, m, 1 - β, x)."""
     match e:
         case Apply("add", (a, b)):
             for first, second in ((a, b), (b, a)):
                 for (beta, m), (c, x) in product(_factors(first), _factors(second)):
                     if _is_rest(c, beta):
-                        return Apply("lerp", (m, x, c), e.type, span=e.span)
+                        return Apply("average", (beta, m, c, x), e.type, span=e.span)
     return e
 
 

@@ -244,9 +244,13 @@ class Driver:
             self.state, self.watches, self.inputs = result.state, result.watches, {}
 
     def _step_in_place(self, stepped: Stepped) -> Result:
+        """From here on the step is done: whatever fails, it is counted as done."""
         result = cast(InPlace, stepped.run).step_in_place(self.state, stepped.frame)
-        overflowed = ~all_finite((result.weights or result.out).values()) if result.overflowed is None else result.overflowed()
-        self.guard.count_overflow(stepped.finite, overflowed)
+        try:
+            overflowed = ~all_finite((result.weights or result.out).values()) if result.overflowed is None else result.overflowed()
+            self.guard.count_overflow(stepped.finite, overflowed)
+        except Exception as error:
+            warnings.warn(f"whether the step of `{self.rule.name}` overflowed was not counted: {type(error).__name__}: {error}", stacklevel=2)
         return result
 
     # --- the state's place in the optimizers' ------------------------------------------------------------------------

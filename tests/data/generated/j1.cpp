@@ -46,10 +46,12 @@ template <class R> inline R smaller(R x, R y) { return (x < y) | (x != x) ? x : 
 template <class R> inline R larger(R x, R y) { return (x > y) | (x != x) ? x : y; }
 template <class R> inline R sign(R x) { return x != x ? x : R(x > 0) - R(x < 0); }
 template <class R> inline bool is_finite(R x) { return std::abs(x) <= std::numeric_limits<R>::max(); }
-template <class R> inline R lerp(R m, R x, R c) {
-    const bool small = c < R(0.5);
-    const R near = (small ? m : x) + (small ? c : c - 1) * (x - m);
-    return is_finite(near) ? near : (1 - c) * m + c * x;
+inline double average(double b, double m, double c, double x) { return b * m + c * x; }
+// b + c = 1, but for rounding: from the nearer end, if that is finite and not 0 (whose sign would be lost)
+inline float average(float b, float m, float c, float x) {
+    const bool small = c < 0.5f;
+    const float near = (small ? m : x) + (small ? c : c - 1) * (x - m);
+    return is_finite(near) & (near != 0) ? near : b * m + c * x;
 }
 template <class R> inline R square(R x) { return x * x; }
 template <class R> inline R power(R x, R y) { return (x != x) | (y != y) ? x + y : std::pow(x, y); }
@@ -255,7 +257,7 @@ static void sweep2_0(Model& M, Group* G, Tensor0& T, Chunk& K) {
             const bool clipped_beyond = clipped_measure > real(2.5);
             const real clipped_factor = real(2.5) / clipped_measure;
             const real it2 = clipped_beyond ? (clipped_centre + ((it - clipped_centre) * clipped_factor)) : it;
-            const real ema_m2 = real(load(store<float>(lerp(ema_m, it2, factor_3))));
+            const real ema_m2 = real(load(store<float>(average(real(0.9), ema_m, factor_3, it2))));
             a0_0[l] += (clipped_beyond) ? 1 : 0;
             ema_m_new[j] = store<float>(ema_m2);
             const float out = store<float>(ema_m2);

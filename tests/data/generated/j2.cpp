@@ -46,10 +46,12 @@ template <class R> inline R smaller(R x, R y) { return (x < y) | (x != x) ? x : 
 template <class R> inline R larger(R x, R y) { return (x > y) | (x != x) ? x : y; }
 template <class R> inline R sign(R x) { return x != x ? x : R(x > 0) - R(x < 0); }
 template <class R> inline bool is_finite(R x) { return std::abs(x) <= std::numeric_limits<R>::max(); }
-template <class R> inline R lerp(R m, R x, R c) {
-    const bool small = c < R(0.5);
-    const R near = (small ? m : x) + (small ? c : c - 1) * (x - m);
-    return is_finite(near) ? near : (1 - c) * m + c * x;
+inline double average(double b, double m, double c, double x) { return b * m + c * x; }
+// b + c = 1, but for rounding: from the nearer end, if that is finite and not 0 (whose sign would be lost)
+inline float average(float b, float m, float c, float x) {
+    const bool small = c < 0.5f;
+    const float near = (small ? m : x) + (small ? c : c - 1) * (x - m);
+    return is_finite(near) & (near != 0) ? near : b * m + c * x;
 }
 template <class R> inline R square(R x) { return x * x; }
 template <class R> inline R power(R x, R y) { return (x != x) | (y != y) ? x + y : std::pow(x, y); }
@@ -164,8 +166,8 @@ static void stage1_0(Model& M, Group* G, Tensor0* T0, Chunk* K0) {
     M.v_x = (M.v_spike != 0) ? M.v_bound : M.v_norm;
     M.v_limit = (M.v_warm != 0) ? smaller(M.v_x, M.p_max_norm) : M.p_max_norm;
     M.v_scale = ((M.v_norm > M.v_limit) | ((!(M.v_warm != 0)) & (M.p_max_norm < INF))) ? smaller(1.0, (M.v_limit / (M.v_norm + 1e-06))) : 1.0;
-    M.v_mu_prime = (M.v_warm != 0) ? lerp(double(load(*M.s_mu)), M.v_x, (1.0 - M.p_alpha)) : (double(load(*M.s_mu)) + ((M.v_x - double(load(*M.s_mu))) / (double(load(*M.s_k)) + 1.0)));
-    M.v_v_prime = (M.v_warm != 0) ? lerp(double(load(*M.s_v)), square((M.v_x - M.v_mu_prime)), (1.0 - M.p_alpha)) : (double(load(*M.s_v)) + ((((M.v_x - double(load(*M.s_mu))) * (M.v_x - M.v_mu_prime)) - double(load(*M.s_v))) / (double(load(*M.s_k)) + 1.0)));
+    M.v_mu_prime = (M.v_warm != 0) ? average(M.p_alpha, double(load(*M.s_mu)), (1.0 - M.p_alpha), M.v_x) : (double(load(*M.s_mu)) + ((M.v_x - double(load(*M.s_mu))) / (double(load(*M.s_k)) + 1.0)));
+    M.v_v_prime = (M.v_warm != 0) ? average(M.p_alpha, double(load(*M.s_v)), (1.0 - M.p_alpha), square((M.v_x - M.v_mu_prime))) : (double(load(*M.s_v)) + ((((M.v_x - double(load(*M.s_mu))) * (M.v_x - M.v_mu_prime)) - double(load(*M.s_v))) / (double(load(*M.s_k)) + 1.0)));
     M.v_kept = ((!true) | is_finite(M.v_x)) & (!(false & (M.v_spike != 0)));
     M.v_mu2 = double(load(store<float>((M.v_kept != 0) ? M.v_mu_prime : double(load(*M.s_mu)))));
     M.v_v2 = double(load(store<float>((M.v_kept != 0) ? M.v_v_prime : double(load(*M.s_v)))));
