@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from click.testing import CliRunner
@@ -150,3 +152,15 @@ def test_the_command(tmp_path: Path) -> None:
     assert run("--strict", "--dtype", "float64").return_value == 0
     assert "out of time after 1e-06 s" in run("--timeout", "1e-6").output
     assert '"snippet": "' in run("--format", "json").output
+
+
+def test_the_guide_shows_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first block is a rule file, the command, and what it prints; how many steps there are is Hypothesis's."""
+    guide = (Path(__file__).parents[1] / "docs/laws-guide.md").read_text(encoding="utf-8")
+    block = next(re.finditer(r"(?:^(?:    .*)?\n)+(?=\S)", guide[guide.index("    rule ") :], re.MULTILINE)).group()
+    text, command, printed = re.split(r"\$ updsl (.*)\n", dedent(block))
+    monkeypatch.chdir(tmp_path)
+    Path("clipped.upd").write_text(text, encoding="utf-8")
+    result = CliRunner().invoke(cli, command.split(), standalone_mode=False)
+    found, shown = (re.sub(r"\d+ steps|on stream \d+", "…", x.strip()) for x in (result.output, printed))
+    assert found == shown
