@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from strategies import texts
 from test_units import stream
 
 import updsl
 from updsl.core.diagnostic import Diagnostic, UpdslError
+from updsl.core.ir import GRID, Apply, Expr, Reduce, Ref, Type
+from updsl.core.ops import OPS, Op
 from updsl.core.resources import folder
+from updsl.core.scope import ELEMENT, TENSOR
 from updsl.core.source import Source
 from updsl.front.files import library
+from updsl.front.probes import programs_of
 from updsl.front.unit import load_unit
 from updsl.laws.check import check_unit
 from updsl.laws.lint import LINTS, LOUD
+from updsl.laws.lints.bounds import Bounds
+from updsl.laws.lints.flow import Flow
+from updsl.laws.lints.signs import Signs, kind
 
 GUARD = "    skip when not isfinite(absmax(g) per all)\n"
 
@@ -401,3 +412,66 @@ TRUE_OF_THE_LIBRARY = {
 def test_what_is_found_in_the_library() -> None:
     told = {n: {d.code for d in updsl.lint(n)} & LOUD for n in updsl.library()}
     assert {n: codes for n, codes in told.items() if codes} == TRUE_OF_THE_LIBRARY
+
+
+# --- signs and ranges say what ops do --------------------------------------------------------------------------------
+
+SAMPLES = {"nan": [np.nan], "-inf": [-np.inf], "-": [-2.5, -0.5], "0": [0.0], "+": [0.5, 2.5], "inf": [np.inf]}
+"""Numbers of each kind."""
+PLAIN = [op for op in OPS.values() if op.kind in ("elementwise", "reduction") and op.reference is not None]
+
+
+def applied(op: Op) -> Expr:
+    """The op of inputs a0, a1, …"""
+    refs = tuple(Ref(f"a{i}", "input", GRID) for i in range(len(op.args)))
+    if op.kind == "reduction":
+        return Reduce(op.name, refs, TENSOR, Type(TENSOR, boolean=op.boolean), (2.0,) if op.static else ())
+    return Apply(op.name, refs, Type(ELEMENT, "rows", "cols", boolean=op.boolean))
+
+
+def calls(op: Op) -> Iterator[tuple[tuple[str, ...], list[np.ndarray]]]:
+    """Kinds of arguments, and arguments of these kinds: two cells of each where it is a reduction."""
+    for kinds in product(SAMPLES, repeat=len(op.args)):
+        conditions = [op.conditions or (op.name == "select" and i == 0) for i in range(len(kinds))]
+        if any(c and k not in "0+" for c, k in zip(conditions, kinds, strict=True)) or (op.name == "quantile" and kinds[1] not in "0+"):
+            continue
+        cells = [[1.0, 1.0] if c and k == "+" else (SAMPLES[k] * 2)[:2] for c, k in zip(conditions, kinds, strict=True)]
+        if op.kind == "reduction":
+            yield kinds, [np.array(c) if a not in op.numbers else np.array(min(1.0, c[0])) for a, c in zip(op.args, cells, strict=True)]
+        else:
+            yield from ((kinds, [np.array(x) for x in one]) for one in product(*cells))
+
+
+@pytest.mark.parametrize("op", PLAIN, ids=lambda op: op.name)
+def test_signs_are_those_of_the_reference(op: Op) -> None:
+    """But for what is not finite of finite operands: that is left out on purpose."""
+    assert op.reference is not None
+    module = updsl.parse("sign").module
+    flow = Flow(module, programs_of(module, {})[0], {})
+    for kinds, values in calls(op):
+        with np.errstate(all="ignore"):
+            result = float(op.reference(*values, **({"p": 2.0} if op.static else {})))
+        found = Signs(flow, {f"input a{i}": frozenset((k,)) for i, k in enumerate(kinds)}).of(applied(op))
+        if np.isfinite(result) or not all(np.isfinite(v).all() for v in values):
+            assert kind(result) <= found, (kinds, values, result, found)
+
+
+@pytest.mark.parametrize("op", PLAIN, ids=lambda op: op.name)
+def test_ranges_hold_the_reference(op: Op) -> None:
+    assert op.reference is not None
+    module = updsl.parse("sign").module
+    flow = Flow(module, programs_of(module, {})[0], {})
+    for kinds, values in calls(op):
+        with np.errstate(all="ignore"):
+            result = float(op.reference(*values, **({"p": 2.0} if op.static else {})))
+        if "nan" not in kinds and not np.isnan(result):
+            given = {f"input a{i}": (float(np.min(v)), float(np.max(v))) for i, v in enumerate(values)}
+            low, high = Bounds(flow, given).of(applied(op))
+            slack = 1e-12 * abs(result) if np.isfinite(result) else 0.0
+            assert low - slack <= result <= high + slack, (values, result, (low, high))
+
+
+@settings(max_examples=15)
+@given(texts())
+def test_random_files_are_looked_at(made: tuple[str, dict[str, str]]) -> None:
+    assert {d.severity for d in found(made[0])} <= {"warning"}

@@ -5,6 +5,7 @@ What is finite stays finite here: no sum overflows, nothing but 0 alone is a div
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import product
 from types import MappingProxyType
@@ -155,6 +156,12 @@ class Signs:
                 return of_pairs(smaller if e.op == "minimum" else larger, x, y)
             case "clamp":
                 return of_pairs(smaller, of_pairs(larger, x, y), others[1])
+            case "average":
+                return of_pairs(added, of_pairs(multiplied, x, y), of_pairs(multiplied, others[1], others[2]))
+            case "mod" | "atan2":
+                lost = (x | y) & NAN if e.op == "atan2" else ((x | y) & NAN) | (NAN if x & BAD else frozenset())
+                far = y & BAD - NAN if e.op == "mod" else frozenset()
+                return NAN if NAN in (x, y) or (e.op == "mod" and x <= BAD) else lost | FINITE | far
             case "any":
                 return x
             case "push":
@@ -162,12 +169,18 @@ class Signs:
         return self.function(e, x)
 
     def power(self, e: Apply | Reduce, x: Kinds) -> Kinds:
-        exponent = self.number(e.args[1])
-        if exponent is None:
-            return mapped(self.of(e.args[1]), minf="+", neg="+", zero="+", inf="+") if not x & BAD else x | POSITIVE
+        y, exponent = self.of(e.args[1]), self.number(e.args[1])
+        if exponent is None or not math.isfinite(exponent):
+            bad = (x | y) & BAD
+            known = POSITIVE if x | y <= FINITE and x == POSITIVE else FINITE if bad <= NAN else FINITE | BAD
+            return NAN if NAN in (x, y) else known | bad & NAN
+        if exponent == 0:
+            return mapped(x, minf="+", neg="+", zero="+", inf="+")
         if exponent < 0:
             x = frozenset(map(inverse, (x - ZERO) or x))
-        return mapped(x, minf="inf", neg="+") if exponent % 2 == 0 else x
+        if exponent % 2 == 1:
+            return x
+        return mapped(x, minf="inf", neg="+") if exponent % 2 == 0 else mapped(x, minf="inf nan", neg="- 0 +")
 
     def compared(self, op: str, a: str, b: str) -> str:
         """ "+" if it holds, "0" if not, "0+" if both may be."""
@@ -191,12 +204,15 @@ class Signs:
                 return mapped(x, minf="0", neg="+", zero="+", inf="+" if e.op == "sigmoid" else "inf")
             case "log":
                 return mapped(x, minf="nan", neg="- 0 +", zero="- 0 +", pos="- 0 +")
-            case "sin" | "cos" | "floor" | "round" | "mod" | "atan2":
-                return mapped(x, minf="nan", neg="- 0 +", pos="- 0 +", inf="nan")
+            case "sin" | "cos":
+                return mapped(x, minf="nan", neg="- 0 +", zero="0" if e.op == "sin" else "+", pos="- 0 +", inf="nan")
+            case "floor" | "round":
+                return mapped(x, neg="- 0", pos="0 +")
             case "var" | "std":
                 return mapped(x, minf="nan", neg="0 +", pos="0 +", inf="nan")
             case "cosine":
-                return mapped(x, minf="nan", neg="- 0 +", pos="- 0 +", inf="nan") if not self.of(e.args[1]) & BAD else NAN
+                y = self.of(e.args[1])
+                return (NAN if (x | y) & BAD else frozenset()) | (ZERO if "0" in x | y else frozenset()) | (FINITE if x - BAD and y - BAD else frozenset())
             case "count" | "largest":
                 return ONE_OF_BOTH
             case "rows" | "cols":
