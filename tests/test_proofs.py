@@ -85,3 +85,95 @@ NOT_PROVED = {
 @pytest.mark.parametrize(("rule", "law"), NOT_PROVED.values(), ids=NOT_PROVED)
 def test_what_does_not_hold_is_not_proved(rule: str, law: str, tmp_path: Path) -> None:
     assert verdict(tmp_path, rule, law, 8).kind != "proved"
+
+
+CLIP = {
+    f"a clip by {measure} {scope}".strip(): (f"rule f(c = 2) = clip {measure} > c {scope}".rstrip(), f"{measure}({{}}) <= c {scope}".rstrip())
+    for measure, scopes in {
+        "norm": ("per all", "per group", "per tensor", "per row", "per column", "per block(3)"),
+        "abs": ("",),
+        "rms": ("per tensor", "per row"),
+        "absmax": ("per tensor", "per column", "per all"),
+        "max": ("per tensor",),
+        "std": ("per tensor",),
+    }.items()
+    for scope in scopes
+}
+
+
+@pytest.mark.parametrize(("rule", "bound"), CLIP.values(), ids=CLIP)
+def test_a_clip_bounds_what_it_measures_and_leaves_all_else_alone(rule: str, bound: str, tmp_path: Path) -> None:
+    for law in (bound.format("out"), f"{bound.format('g')} implies out == g"):
+        found = verdict(tmp_path, rule, law)
+        assert found.kind == "proved", str(found)
+        assert found.detail.startswith("by algebra: ")
+    for law in (bound.format("out").replace("<= c", "<= c/2"), f"{bound.format('g')} implies out == g".replace("<= c", "<= 2*c")):
+        assert verdict(tmp_path, rule, law).kind == "refuted"
+
+
+ALGEBRA = {
+    "a unit norm": ("rule f = norm", "norm(g) > 0 implies norm(out) == 1", "norm(out) == 1"),
+    "unit columns": (
+        "rule f = norm per column",
+        "norm(g) > 0 per column implies norm(out) == 1 per column",
+        "norm(g) > 0 per column implies norm(out) == 1 per row",
+    ),
+    "a unit root mean square": (
+        "rule f = rms per row",
+        "rms(g) > 0 per row implies rms(out) == 1 per row",
+        "rms(g) > 0 per row implies norm(out) == 1 per row",
+    ),
+    "a norm taken twice": ("rule f = norm per column", "rule(rule(g)) == rule(g)", "rule(rule(g)) == g"),
+    "a root mean square taken twice": ("rule f = rms", "rule(rule(g)) == rule(g)", "rule(rule(g)) == 2*rule(g)"),
+    "a center taken twice": ("rule f = g - mean(g)", "rule(rule(g)) == rule(g)", "rule(rule(g)) == g"),
+    "a clip taken twice": ("rule f = clip abs > 1", "rule(rule(g)) == rule(g)", "rule(rule(g)) == g"),
+    "a scale that goes out": ("rule f = norm per column", "rule(k*g) == rule(g) for k in [0.5, 8]", "rule(k*g) == rule(g) for k in [-8, 8]"),
+    "an average of a constant": ("rule f = ema(0.9)", "rule(k + 0*g) == k for k in [-2, 2]", "rule(k + g) == k for k in [-2, 2]"),
+    "an average of the weights": ("rule f = ema(0.9)", "rule(w) == w", "rule(w) == w/2"),
+    "an average of sums": ("rule f = ema(0.9)", "rule(2*g + 3*w) == 2*rule(g) + 3*rule(w)", "rule(g^2) == rule(g)^2"),
+    "an average under the largest": (
+        "rule f = ema(0.9)",
+        "abs(rule(clamp(g, -k, k))) <= k for k in [0, 5]",
+        "abs(rule(clamp(g, -k, k))) <= k/2 for k in [1, 5]",
+    ),
+    "an average without its correction": ("rule f = norm → ema(0.9, debias = false)", "norm(out) <= 1", "norm(out) <= 0.05"),
+    "signs": ("rule f = sign", "abs(out) <= 1", "abs(out) <= 0.5"),
+    "lion": ("rule f = lion", "abs(out) <= lr", "abs(out) <= lr/2"),
+    "adam at first": (ADAM, "t == 1 implies abs(out) <= 1", "t == 1 implies abs(out) <= 0.5"),
+    "adam": (ADAM, "abs(out) <= (1 - beta1) / sqrt((1 - beta2)*(1 - beta1^2/beta2))", "abs(out) <= 1"),
+    "columns after a round": (
+        "rule f = repeat 2 times (rms per row → rms per column)",
+        "rms(out) == 1 or rms(out) == 0 per column",
+        "rms(out) == 1 or rms(out) == 0 per row",
+    ),
+    "bounded after anything": ("rule f = adam → norm per column → ema → clip norm > 1 per tensor", "norm(out) <= 1 per tensor", "norm(out) <= 0.9 per tensor"),
+    "bounded before an average": ("rule f = clip norm > 1 per tensor → ema", "norm(out) <= 1 per tensor", "norm(out) <= 0.9 per tensor"),
+    "bounded after what is not a number": ("rule f = g / (1 + norm(g)) → clip abs > 0.5", "abs(out) <= 0.5", "abs(out) <= 0.4"),
+    "a sum of bounded parts": ("rule f = (g → clip norm > 1 per all) + (g → sign → clip norm > 2 per all)", "norm(out) <= 3 per all", "norm(out) <= 2 per all"),
+    "a clip with eps": ("rule f(c = 1, eps = 1e-6) = g * min(1, c / (norm(g) + eps)) per all", "norm(out) <= c per all", "norm(out) <= c/2 per all"),
+    "a divisor held above eps": ("rule f(eps = 1e-3) = g / max(norm(g), eps)", "norm(out) <= 1", "norm(out) <= 0.5"),
+    "an arm for each": (
+        "rule f:\n    match:\n        ndim > 1: norm per row\n        else: sign",
+        "ndim > 1 implies norm(out) <= 1 per row",
+        "norm(out) <= 1 per tensor",
+    ),
+    "samples": (
+        "rule f(c = 1):\n    input samples\n    return sample_mean(samples → clip norm > c per all)",
+        "norm(out) <= c per all",
+        "norm(out) <= c/2 per all",
+    ),
+    "a warm-up": ("rule f(warmup = 3) = if t <= warmup then g else sign(g)", "t <= warmup implies out == g", "t <= warmup + 1 implies out == g"),
+    "every few steps": (
+        "rule f(n = 3):\n    let y = 0\n    every n:\n        y ← g\n    return y",
+        "mod(t, n) != 0 implies out == 0",
+        "mod(t, n) == 0 implies out == 0",
+    ),
+    "a clip of a centre": ("rule f = clip z > 2", "abs(out - mean(g)) <= 2*std(g)", "abs(out - mean(g)) <= std(g)"),
+}
+
+
+@pytest.mark.parametrize(("rule", "true", "false"), ALGEBRA.values(), ids=ALGEBRA)
+def test_by_algebra(rule: str, true: str, false: str, tmp_path: Path) -> None:
+    found = verdict(tmp_path, rule, true)
+    assert found.kind == "proved", str(found)
+    assert verdict(tmp_path, rule, false, 80).kind == "refuted"

@@ -5,22 +5,28 @@ What is not proved is not said to be false.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 from updsl.core.diagnostic import UpdslError
-from updsl.core.ir import GRID
+from updsl.core.frame import Tensor
+from updsl.core.ir import GRID, Program
 from updsl.front import syntax
-from updsl.front.claim import claim_of
+from updsl.front.claim import RESULT, Claim, claim_of
+from updsl.front.contents import nodes
 from updsl.front.module import Module
 from updsl.front.probes import tensors_of
 from updsl.front.statics import number
 from updsl.front.unit import Constant
 from updsl.front.units import units_of
+from updsl.laws.bounds import Prover
 from updsl.laws.structure import LINEAR, OTHER, PERMUTED, SAME, SIGNS, TURNED, Reading, Symmetry, readings
-from updsl.laws.symbolic import Numbers, Step1, Steps, programs_of_sets, ranges_after
-from updsl.laws.terms import Term, Terms
+from updsl.laws.symbolic import Claims, Numbers, Step1, Steps, programs_of_sets, ranges_after
+from updsl.laws.terms import Exhausted, Term, Terms, walk
+from updsl.laws.wording import argument
+from updsl.middle.algebra import Algebra
 
+ALGEBRA = Algebra()
 G = syntax.Name("g")
 OUT = (syntax.Name("out"), syntax.Call("rule", (syntax.Argument(None, G),)))
 
@@ -29,7 +35,7 @@ def prove(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -
     """The argument for a law with these values of the rule's parameters, if one is found."""
     if any(q.kind == "any" for q in law.quantifiers):
         return None
-    return by_units(module, law, parameters) or by_structure(module, law, parameters)
+    return by_units(module, law, parameters) or by_structure(module, law, parameters) or by_algebra(module, law, parameters)
 
 
 def by_structure(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> str | None:
@@ -41,7 +47,7 @@ def by_structure(module: Module, law: syntax.Law, parameters: Mapping[str, Const
     try:
         if not all(case is not None and case.moves(symmetry, reading) for case in cases(module, law, parameters)):
             return None
-    except UpdslError:
+    except (UpdslError, Exhausted):
         return None
     return f"by structure: {symmetry.words}"
 
@@ -91,22 +97,75 @@ class Case:
         return self.ranges.of(t).finite
 
 
+def by_algebra(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> str | None:
+    """The argument, if what the law compares compares so in every case that the rule and the law tell apart."""
+    if any(isinstance(n, syntax.Name) and n.id == "tensors" for n in nodes(module.rule)) or module.parameters.keys() & {"tensors"}:
+        return None  # how many tensors there are is a literal of a Program
+    claim = claim_of(module, law)
+    provers: list[Prover] = []
+    try:
+        for found in programs_of_sets(module, tensors_of(module, parameters), parameters, claim.ranges_of(parameters)):
+            if found is None:
+                return None
+            prover = claim_prover(claim, *found, parameters)
+            if prover is None:
+                return None
+            provers.append(prover)
+    except (UpdslError, Exhausted):
+        return None
+    telling = max(provers, key=lambda p: len(p.compared))
+    return argument(telling.compared, telling.chosen)
+
+
+def claim_prover(
+    claim: Claim, tensors: Sequence[Tensor], programs: Sequence[Program], class_of: Mapping[str, int], parameters: Mapping[str, Constant]
+) -> Prover | None:
+    """What has proved the claim for these tensors, if it did."""
+    terms, numbers = Terms(), claim.ranges_of(parameters)
+    steps = Steps(terms, programs, parameters, numbers)
+    at_first = says_first(claim.law.premise, parameters)
+    case = Case(steps, at_first)
+    more = {("builtin", "t"): terms.const(1)} if at_first else {}
+    g = terms.leaf("builtin", "g", GRID)
+    if not at_first:
+        steps.averaged = steps.averages()
+    step = case.step if at_first else steps.step(g, steps.before())
+    results = {"out": step.out}
+    claims = Claims(terms, claim, tensors, class_of, parameters, numbers)
+    for k in range(1, claim.streams + 1):
+        stream = claims.stream(k, g, results, more)
+        if stream is None or (step.weights and any(steps.weight in walk(t) for t in step.out.values())):
+            return None
+        if any(x.data[0] == "state" for t in step.out.values() for x in walk(t) if x.op == "leaf"):
+            return None
+        results[f"{RESULT} {k}"] = steps.step(stream, case.first if at_first else steps.before(), more).out
+    said = claims.said(g, results, more)
+    dropped = list(terms.dropped)
+    prover = Prover(terms, ranges_after(steps, case.any_step), steps.is_still, ALGEBRA)
+    for s in said:
+        facts = frozenset() if s.premise is None else prover.told(frozenset(), prover.settled(s.premise, frozenset()), True)
+        if facts is not None and not prover.proves(s.claim, facts):
+            return None
+    return prover if all(prover.is_number(t, frozenset()) for t in dropped) else None
+
+
 def cases(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> Iterator[Case | None]:
     """The rule on each set of tensors that it can be used for; None where it is another rule for each number that is quantified."""
     claim = claim_of(module, law)
     numbers: Numbers = claim.ranges_of(parameters)
-    at_first = law.premise is not None and _says_first(law.premise)
+    at_first = says_first(law.premise, parameters)
     for found in programs_of_sets(module, tensors_of(module, parameters), parameters, numbers):
         yield found and Case(Steps(Terms(), found[1], parameters, numbers), at_first)
 
 
-def _says_first(premise: syntax.Expr) -> bool:
+def says_first(premise: syntax.Expr | None, parameters: Mapping[str, Constant]) -> bool:
     """Whether it holds at the first step only."""
     match premise:
-        case syntax.Compare(first=syntax.Name("t"), rest=(("==", syntax.Number(1.0)),)):
-            return True
+        case syntax.Compare(first=syntax.Name("t"), rest=((op, syntax.Name() | syntax.Number() as end),)):
+            value = end.value if isinstance(end, syntax.Number) else parameters.get(end.id)
+            return (op in ("==", "<=") and value == 1) or (op == "<" and value == 2)
         case syntax.Binary(op="and", left=a, right=b):
-            return _says_first(a) or _says_first(b)
+            return says_first(a, parameters) or says_first(b, parameters)
         case _:
             return False
 

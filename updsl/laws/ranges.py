@@ -92,10 +92,17 @@ class Ranges:
             match c.op, c.args:
                 case "lt" | "le", (x, y) if t is x or t is y:
                     yield from self.compared(t, c, holds, facts)
+                case "lt" | "le", (x, y) if holds and x.op == "abs" and x.args[0] is t:
+                    high = self.of(y, facts - {(c, holds)}).high
+                    yield lambda r, high=high: r.within(-high, high)
                 case "eq", (x, y) if t is x or t is y:
                     yield from self.equal(t, x if t is y else y, holds, facts)
                 case "lt", (x, y) if holds and y.op == "mul" and t in y.args and self.of(x, facts - {(c, holds)}).low >= 0:
                     yield from over_zero(t, y)
+                case "lt", (x, y) if holds and t.op == "mul" and self.of(x, facts - {(c, holds)}).low >= 0 and self.has_factor(t, y):
+                    yield lambda r: r.within(0.0, INF)
+                case "eq", (x, y) if holds and 0 in (x.value, y.value) and within(t, x if y.value == 0 else y):
+                    yield lambda r: replace(point(0.0), nan=r.nan)
                 case "eq", (x, y) if not holds and 0 in (x.value, y.value):
                     yield from over_zero(t, x if y.value == 0 else y)
                 case "isfinite", (x,) if x is t and holds:
@@ -106,6 +113,8 @@ class Ranges:
     def compared(self, t: Term, c: Term, holds: bool, facts: frozenset[Fact]) -> Iterator[Callable[[Range], Range]]:
         x, y = c.args
         other = self.of(y if t is x else x, facts - {(c, holds)})
+        if t.op == "leaf" and t.data == ("builtin", "t") and c.op == "lt" and holds and t is x and math.isfinite(other.high):
+            yield lambda r: r.within(-INF, math.ceil(other.high) - 1)  # a count
         if not holds and (other.nan or self.of(t, facts - {(c, holds)}).nan):
             return
         less = (t is x) == holds
@@ -125,6 +134,16 @@ class Ranges:
             yield lambda own: replace(own, zero=False)
         elif other.value == INF:
             yield lambda own: replace(own, inf=own.inf and own.low == -INF)
+
+    def has_factor(self, t: Term, positive: Term) -> bool:
+        """Whether a product has another as a factor (of which it may have x for the sign of x), and what is left is at least 0."""
+        left = list(zip(t.args, t.data, strict=True))
+        for x, p in monomial(positive, Fraction(1))[1]:
+            part = next((q for q in left if q == (x, p) or (x.op == "sign" and q == (x.args[0], p))), None)
+            if part is None:
+                return False
+            left.remove(part)
+        return monomial(positive, Fraction(1))[0] > 0 and all(self.of(x).low >= 0 for x, _ in left)
 
     # --- what each op gives ------------------------------------------------------------------------------------------
 
@@ -224,7 +243,8 @@ class Ranges:
     def magnitude_told(self, x: Term, facts: frozenset[Fact]) -> bool:
         if not self.of(x, facts).zero:
             return True
-        tells = (a for c, _ in facts for a in c.args if a.op == "abs" and a.args[0] is x)
+        told = (b for c, _ in facts for a in c.args for b in ((a, *a.args) if a.op == "mul" else (a,)))
+        tells = (a for a in told if a.op == "abs" and a.args[0] is x)
         return any(not self.of(a, facts).zero for a in tells)
 
     # --- conditions --------------------------------------------------------------------------------------------------
@@ -264,9 +284,39 @@ class Ranges:
                 return (word == "and") if None not in parts else None
             case "isfinite", (x,):
                 return True if self.of(x, facts).finite else None
-            case "lt" | "le" | "eq" as word, (x, y):
-                return compared(word, self.of(x, facts), self.of(y, facts), x is y) if not x.type.boolean else None
+            case "lt" | "le" | "eq" as word, (x, y) if not x.type.boolean:
+                known = compared(word, self.of(x, facts), self.of(y, facts), x is y)
+                return self.by_order(c, facts) if known is None else known
         return None
+
+    def by_order(self, c: Term, facts: frozenset[Fact]) -> bool | None:
+        """Whether a comparison follows from another of the same two."""
+        x, y = c.args
+        for f, holds in facts:
+            if set(f.args) != {x, y} or f.op not in ("lt", "le", "eq"):
+                continue
+            same = f.args == c.args
+            if not holds and (f.op == "eq" or self.of(x, facts).nan or self.of(y, facts).nan):
+                continue
+            match f.op, holds, c.op:
+                case "eq", True, word:
+                    return word != "lt"
+                case "lt", True, word:
+                    return same and word != "eq"
+                case "le", True, "lt" if not same:
+                    return False
+                case "le", False, word:
+                    return not same and word != "eq"
+                case "lt", False, "le" if not same:
+                    return True
+                case "lt", False, "lt" if same:
+                    return False
+        return None
+
+
+def within(t: Term, measure: Term) -> bool:
+    """Whether this is a measure of t, so that t is 0 where it is."""
+    return measure.op in ("norm", "rms", "absmax") and (measure.args[0] is t or (t.op == "abs" and t.args == measure.args)) and not measure.type.samples
 
 
 def over_zero(t: Term, product: Term) -> Iterator[Callable[[Range], Range]]:
@@ -294,7 +344,7 @@ def inside(facts: frozenset[Fact], t: Term) -> frozenset[Fact]:
     """The facts that are known in every cell that t is made of."""
     if t.op in ELEMENTWISE or t.op in ONE:
         return facts
-    return frozenset((c, h) for c, h in facts if c.scope <= t.scope and not c.type.samples)
+    return frozenset((c, h) for c, h in facts if c.scope <= t.scope and c.type.samples <= t.type.samples)
 
 
 def total(parts: Sequence[Range]) -> Range:

@@ -9,12 +9,13 @@ from typing import TypeAlias
 from updsl.core.frame import Tensor
 from updsl.core.ir import GRID, NUMBER, Apply, Binding, Const, Expr, Program, Reduce, Ref, State, Type, is_shared
 from updsl.core.schedule import Guarded, Local, Shared, Step, merge
+from updsl.core.scope import TENSOR
 from updsl.front.claim import PREMISE, STREAM, Claim, Elaborated, Leaf, Tree, elaborate_claim
 from updsl.front.elaborate import elaborate
 from updsl.front.module import Module
 from updsl.front.unit import Constant
 from updsl.laws.ranges import ANYTHING, INF, REAL, Range, Ranges
-from updsl.laws.terms import Term, Terms
+from updsl.laws.terms import Term, Terms, substituted, walk
 
 COUNTS = frozenset("t rows cols numel ndim batch".split())
 ROUNDS = 24
@@ -40,6 +41,26 @@ class Steps:
     def __init__(self, terms: Terms, programs: Sequence[Program], parameters: Mapping[str, Constant], numbers: Numbers):
         self.terms, self.programs, self.parameters, self.numbers = terms, tuple(programs), parameters, numbers
         self.states = {(c, s.name): s for c, p in enumerate(programs) for s in p.states}
+        self.averaged: frozenset[tuple[int, str]] = frozenset()
+        """States that are taken as averages."""
+
+    def averages(self) -> frozenset[tuple[int, str]]:
+        """The states that start at 0 and are given a value once, at every step, and keep it as it is."""
+        found = set()
+        for c, p in enumerate(self.programs):
+            commits = dict(p.commits)
+            stores = [(b.name, b.expr.static[1]) for b in p.body if isinstance(b, Binding) and isinstance(b.expr, Apply) and b.expr.op == "store"]
+            for s in p.states:
+                own = [name for name, of in stores if of == s.name]
+                match commits.get(s.name), own:
+                    case Ref(name=name), [one] if name == one and s.init == Const(0.0) and s.dtype is None:
+                        found.add((c, s.name))
+        return frozenset(found)
+
+    def is_still(self, t: Term) -> bool:
+        """Whether it is the same at every step."""
+        moves = self.weight if any(p.weight is not None for p in self.programs) else None
+        return all(_is_still_leaf(x) and x is not moves for x in walk(t) if not x.args)
 
     def state(self, c: int, s: State) -> Term:
         """A state before the step; one that all classes share is one."""
@@ -87,6 +108,13 @@ class Steps:
     @property
     def weight(self) -> Term:
         return self.terms.leaf("builtin", "w", GRID)
+
+
+def _is_still_leaf(t: Term) -> bool:
+    if t.op != "leaf":
+        return t.op == "const"
+    kind, name = t.data
+    return kind == "param" or (kind == "builtin" and (name in ("rows", "cols", "ndim", "w") or name.startswith("dim(")))
 
 
 class Run:
@@ -146,8 +174,28 @@ class Run:
                 return self.ref(e)
             case Reduce(op=op, args=args):
                 return self.terms.apply(op, [self.expr(a) for a in args], e.static, e.type)
+            case Apply(op="store", args=(x,), static=(_, of)) if (self.c, of) in self.of.averaged:
+                return self.averaged(of, self.expr(x))
+            case Apply(op="select", args=(c, x, y)):
+                chosen = self.expr(c)
+                if isinstance(chosen.value, bool):
+                    return self.expr(x if chosen.value else y)
+                return self.terms.select(chosen, self.expr(x), self.expr(y))
             case Apply(op=op, args=args):
                 return self.terms.apply(op, [self.expr(a) for a in args], e.static, e.type)
+
+    def averaged(self, name: str, after: Term) -> Term:
+        """a·m + x, what a state m that starts at 0 is given at every step, as (1 - a^t) times an average of x / (1 - a)."""
+        m, terms = self.before[self.c, name], self.terms
+        if after.op != "lin" or m not in after.args:
+            return after
+        a = after.data[after.args.index(m)]
+        rest = terms.sub(after, terms.scaled(a, m))
+        if not 0 < a < 1 or m in walk(rest):
+            return after
+        t = self.expr(Ref("t", "builtin", NUMBER))
+        grown = terms.sub(terms.const(1), terms.power(terms.const(a), t))
+        return terms.times(grown, terms.average(a, terms.scaled(1 / (1 - a), rest), self.of.is_still))
 
     def ref(self, e: Ref) -> Term:
         if (e.kind, e.name) in self.more:
@@ -190,12 +238,11 @@ def leaf_range(t: Term, numbers: Numbers) -> Range:
             return REAL
 
 
-def ranges_after(steps: Steps, step: Step1, later: bool = False) -> Ranges:
-    """Ranges of the leaves at any step: those of states such that every step keeps them. later: from the second step on."""
+def ranges_after(steps: Steps, step: Step1) -> Ranges:
+    """Ranges of the leaves at any step: those of states such that every step keeps them."""
     terms, numbers = steps.terms, steps.numbers
     before, first = steps.before(), steps.first()
     leaves = {t: leaf_range(t, numbers) for t in terms.table.values() if t.op == "leaf" and t.data[0] != "state"}
-    now = terms.leaf("builtin", "t", NUMBER)
     start = Ranges(leaves)
     held: dict[Term, Range] = {}
     for k, s in steps.states.items():
@@ -213,10 +260,6 @@ def ranges_after(steps: Steps, step: Step1, later: bool = False) -> Ranges:
         held = {t: widened(held[t], r) if round_ >= 2 else r for t, r in grown.items()}
     else:
         held = dict.fromkeys(held, ANYTHING)
-    if later:
-        ranges = Ranges({**leaves, **held})
-        held = {t: ranges.of(step.commits[k]) for k, t in before.items()} if len(steps.programs) == 1 else held
-        leaves[now] = Range(2.0, INF, False)
     return Ranges({**leaves, **held})
 
 
@@ -253,7 +296,7 @@ class Said:
 
 
 class Claims:
-    """What a law says, as terms, of each pair of a class of the rule and one of the law."""
+    """What a law says, as terms, of each pair of a class of the rule and one of the law, for each number of dimensions."""
 
     def __init__(
         self, terms: Terms, claim: Claim, tensors: Sequence[Tensor], class_of: Mapping[str, int], parameters: Mapping[str, Constant], numbers: Numbers
@@ -261,8 +304,8 @@ class Claims:
         more = dict.fromkeys((n for n in claim.module.parameters if n not in parameters), 1.0)
         said: Elaborated = elaborate_claim(claim, tensors, {**parameters, **more})
         self.trees, self.premise = said.trees, said.premise
-        self.pairs = list(dict.fromkeys((class_of[t.name], said.class_of[t.name]) for t in tensors))
-        self.steps = Steps(terms, [said.programs[law] for _, law in self.pairs], parameters, numbers)
+        self.pairs = list(dict.fromkeys((class_of[t.name], said.class_of[t.name], len(t.shape)) for t in tensors))
+        self.steps = Steps(terms, [said.programs[law] for _, law, _ in self.pairs], parameters, numbers)
 
     def given(self, g: Term, results: Mapping[str, Mapping[int, Term]], more: Mapping[tuple[str, str], Term]) -> list[Step1]:
         """The law's own step, where `out` and the results are these terms, by class of the rule."""
@@ -317,7 +360,10 @@ class PairRun(Run):
 
     def ref(self, e: Ref) -> Term:
         if e.kind == "input" and e.name in self.results:
-            return self.results[e.name][self.pairs[self.c][0]]
+            ndim = self.terms.leaf("builtin", "ndim", Type(TENSOR))
+            return substituted(self.terms, self.results[e.name][self.pairs[self.c][0]], {ndim: self.terms.const(self.pairs[self.c][2])})
+        if e.kind == "builtin" and e.name == "ndim":
+            return self.terms.const(self.pairs[self.c][2])
         return super().ref(e)
 
 

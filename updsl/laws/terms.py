@@ -8,19 +8,27 @@ is then said holds where it is a number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 from updsl.core.ir import CONDITION, NUMBER, Type, joined
 from updsl.core.ops import OPS, REDUCTIONS
-from updsl.core.scope import Scope
+from updsl.core.scope import COLUMN, ELEMENT, ROW, TENSOR, Scope
 
 MEASURES = frozenset(("norm", "rms", "absmax", "std"))
 """Reductions m with m(f·x) = |f|·m(x), at least 0."""
 NONNEGATIVE = MEASURES | {"abs", "exp", "sigmoid", "var", "count", "any", "rows", "cols"}
+HALF = Fraction(1, 2)
 FLIPPED = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum"}
+
+
+MOST = 12_000
+
+
+class Exhausted(Exception):
+    """A proof has made more than MOST terms: it is given up."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -33,6 +41,11 @@ class Term:
     args: tuple[Term, ...]
     data: Any
     type: Type
+    index: int
+    """In the order in which they were made."""
+
+    def __hash__(self) -> int:
+        return self.index
 
     @property
     def scope(self) -> Scope:
@@ -57,7 +70,9 @@ class Terms:
     def make(self, op: str, args: tuple[Term, ...], data: Any, type_: Type) -> Term:
         key = (op, tuple(map(id, args)), data, type_)
         if key not in self.table:
-            self.table[key] = Term(op, args, data, type_)
+            if len(self.table) >= MOST:
+                raise Exhausted
+            self.table[key] = Term(op, args, data, type_, len(self.table))
         return self.table[key]
 
     def const(self, value: Any) -> Term:
@@ -89,7 +104,7 @@ class Terms:
             else:
                 found[t] = found.get(t, Fraction(0)) + c
         self.dropped.update(dict.fromkeys(t for t, c in found.items() if not c))
-        kept = sorted(((t, c) for t, c in found.items() if c), key=lambda p: id(p[0]))
+        kept = sorted(((t, c) for t, c in found.items() if c), key=lambda p: p[0].index)
         if not kept:
             return self.const(number)
         if len(kept) == 1 and kept[0][1] == 1 and not number:
@@ -115,19 +130,32 @@ class Terms:
 
     def mul(self, parts: Iterable[tuple[Term, Fraction]]) -> Term:
         """The product of terms to powers."""
-        number, found = Fraction(1), {}
-        for t, power in parts:
+        number, radicand, found = Fraction(1), Fraction(1), {}
+        for t, power in self.rooted(parts):
+            if isinstance(t.value, Fraction) and power.denominator == 2 and t.value > 0:
+                number *= t.value ** math.floor(power)
+                radicand *= t.value
+                continue
+            if t.op == "pow" and power.denominator == 1 and t.args[1].value == HALF and isinstance(t.args[0].value, Fraction):
+                number *= t.args[0].value ** (int(power) // 2)
+                radicand *= t.args[0].value ** (int(power) % 2)
+                continue
             c, inner = monomial(t, power)
             number *= c
-            if t.op == "mul" and power != 1 and any(p.denominator > 1 for p in t.data):
+            if t.op == "mul" and power != 1 and any(p.denominator > (p * power).denominator for p in t.data):
                 self.dropped[t] = None
             for x, p in inner:
                 found[x, p > 0] = found.get((x, p > 0), Fraction(0)) + p
+        if radicand != 1:
+            exact = exact_root(radicand)
+            number *= exact or 1
+            if exact is None:
+                found[self.make("pow", (self.const(radicand), self.const(HALF)), (), NUMBER), True] = Fraction(1)
         for x in [x for x, up in found if up and (x, False) in found and is_count(x)]:
             p = found.pop((x, True)) + found.pop((x, False))
             if p:
                 found[x, p > 0] = p
-        kept = sorted(found.items(), key=lambda p: (id(p[0][0]), p[0][1]))
+        kept = sorted(found.items(), key=lambda p: (p[0][0].index, p[0][1]))
         if not number:
             return self.lost(*(self.power_term(x, p) for (x, _), p in kept))
         if not kept:
@@ -157,8 +185,38 @@ class Terms:
                 return self.const(1)
             if isinstance(x.value, Fraction) and (p.denominator != 1 or abs(p) > 16 or not x.value):
                 return self.make("pow", (x, y), (), NUMBER) if x.value != 1 else x
-            return self.mul([(x, p)])
+            return self.root(x) if p == HALF else self.mul([(x, p)])
         return self.make("pow", (x, y), (), plain(joined(x.type, y.type)))
+
+    def root(self, x: Term) -> Term:
+        """√x, factor by factor where each is at least 0."""
+        c, parts = monomial(x, Fraction(1))
+        if c < 0 or not all(p.numerator % 2 == 0 or is_nonnegative(t) for t, p in parts) or not parts:
+            return self.mul([(x, HALF)])
+        number = self.make("pow", (self.const(c), self.const(HALF)), (), NUMBER)
+        return self.mul([(number, Fraction(1)), *((self.abs(t) if p.numerator % 2 == 0 else t, p / 2) for t, p in parts)])
+
+    def rooted(self, parts: Iterable[tuple[Term, Fraction]]) -> Iterator[tuple[Term, Fraction]]:
+        """The parts of a product, with the roots of products taken apart where each factor is at least 0."""
+        for t, power in parts:
+            if power.denominator == 2 and t.op in ("lin", "mul"):
+                c, inner = monomial(t, Fraction(1))
+                if c > 0 and inner != [(t, 1)] and all(p.numerator % 2 == 0 or is_nonnegative(x) for x, p in inner):
+                    yield self.make("pow", (self.const(c), self.const(HALF)), (), NUMBER), 2 * power
+                    yield from ((self.abs(x) if p.numerator % 2 == 0 else x, p * power) for x, p in inner)
+                    continue
+            yield t, power
+
+    def average(self, weights: Fraction, x: Term, still: Callable[[Term], bool]) -> Term:
+        """The average of x over the steps so far, the earlier by powers of `weights` less. still: what never changes."""
+        if x.op == "lin":
+            *factors, number = x.data
+            return self.lin([*((c, self.average(weights, t, still)) for c, t in zip(factors, x.args, strict=True)), (Fraction(1), self.const(number))])
+        c, parts = monomial(x, Fraction(1))
+        outer, inner = [p for p in parts if still(p[0])], [p for p in parts if not still(p[0])]
+        if not inner:
+            return x
+        return self.mul([(self.const(c), Fraction(1)), *outer, (self.make("average", (self.mul(inner),), weights, plain(x.type)), Fraction(1))])
 
     # --- everything --------------------------------------------------------------------------------------------------
 
@@ -179,7 +237,7 @@ class Terms:
             case "pow", (x, y) if finite_literals(x, y):
                 return self.power(x, y)
             case "sqrt", (x,):
-                return self.power(x, self.const(Fraction(1, 2)))
+                return self.power(x, self.const(HALF))
             case ("minimum" | "maximum", (x, y)) if x is y:
                 return x
             case ("spread", (x,)) | ("store", (x,)) if op == "spread" or static[0] in ("state", "weight", "float64"):
@@ -196,11 +254,13 @@ class Terms:
                 return self.select(c, x, y)
             case "abs", (x,):
                 return self.abs(x)
+            case "gaussian", (x,) if x.value == 0:
+                return x
             case "sign", (x,):
                 return self.sign(x)
             case "lt" | "le" | "eq" as word, (x, y) if x.value is not None and y.value is not None:
                 return self.const(bool({"lt": x.value < y.value, "le": x.value <= y.value, "eq": x.value == y.value}[word]))
-            case "lt" | "le" | "eq", (x, y) if 0 in (x.value, y.value):
+            case "lt" | "le" | "eq", (x, y) if isinstance(x.value, Fraction) or isinstance(y.value, Fraction):
                 a = self.without_factor(x, y)
             case "std" | "var", (x,) if not x.type.window and not x.type.boolean:
                 spread = self.reduce("rms", (self.sub(x, self.reduce("mean", (x,), (), type_)),), (), type_)
@@ -211,15 +271,19 @@ class Terms:
                 return self.const(x.value - y.value * math.floor(x.value / y.value))
         if op in REDUCTIONS and not any(x.type.window for x in a):
             return self.reduce(op, a, static, type_)
+        if op in ("mul", "pow", "neg") and not finite_literals(*a):
+            if all(x.value is not None for x in a):
+                return self.const(float({"mul": math.prod, "neg": lambda v: -v[0], "pow": lambda v: v[0] ** v[1]}[op]([float(x.value) for x in a])))
+            op = f"{op} of what may be infinite"
         return self.make(op, a, static, type_)
 
     def without_factor(self, x: Term, y: Term) -> tuple[Term, Term]:
-        """c·x and 0, compared: x and 0, or 0 and x."""
-        one = x if y.value == 0 else y
+        """c·x and a number, compared: x and another, in their order, or turned round for a negative c."""
+        one, number = (x, y) if isinstance(y.value, Fraction) else (y, x)
         if one.op != "lin" or len(one.args) != 1 or one.data[-1]:
             return x, y
-        pair = (one.args[0], self.const(0)) if one is x else (self.const(0), one.args[0])
-        return pair if one.data[0] > 0 else pair[::-1]
+        pair = one.args[0], self.const(number.value / one.data[0])
+        return pair if (one is x) == (one.data[0] > 0) else pair[::-1]
 
     def negated(self, x: Term) -> Term:
         if isinstance(x.value, bool):
@@ -288,10 +352,31 @@ class Terms:
     def counted(self, op: str, args: tuple[Term, ...], static: tuple, type_: Type) -> Term:
         if op in MEASURES | {"sum"} and args[0].value == 0:
             return self.const(0)
+        cells = self.cells(args[0].type, type_) if op == "rms" else None
+        if cells is not None:
+            return self.mul([(self.reduce("norm", args, (2.0,), type_), Fraction(1)), (self.root(cells), Fraction(-1))])
         return self.make(op, args, static, type_)
 
+    def cells(self, of: Type, into: Type) -> Term | None:
+        """How many cells of one type lie in each of another, where that is known: entries, in a row, a column or a tensor."""
+        if of.scope != ELEMENT or into.scope not in (ROW, COLUMN, TENSOR):
+            return None
+        sizes = {TENSOR: (of.rows, of.cols), ROW: (of.cols,), COLUMN: (of.rows,)}[into.scope]
+        if not all(isinstance(n, int) or n in ("rows", "cols") for n in sizes):
+            return None
+        return self.times(*(self.const(n) if isinstance(n, int) else self.leaf("builtin", str(n), Type(TENSOR)) for n in sizes))
+
     def shared_factors(self, x: Term, scope: Scope) -> tuple[Term, Term]:
-        """What of a product is the same in each cell of the scope, and the rest."""
+        """What of a product is the same in each cell of the scope, and the rest; of a sum, what all its products share so."""
+        if x.op == "lin" and len(x.args) > 1 and x.data[0] != 1:
+            outer, inner = self.shared_factors(self.scaled(1 / x.data[0], x), scope)
+            return self.scaled(x.data[0], outer), inner
+        if x.op == "lin" and len(x.args) > 1 and not x.data[-1]:
+            each = [monomial(t, Fraction(1))[1] for t in x.args]
+            same = [p for p in each[0] if p[0].scope <= scope and all(p in other for other in each[1:])]
+            if same:
+                rest = [self.mul([p for p in parts if p not in same]) for parts in each]
+                return self.mul(same), self.lin(zip(x.data[:-1], rest, strict=True))
         c, parts = monomial(x, Fraction(1))
         outer = [(t, p) for t, p in parts if t.scope <= scope]
         inner = [(t, p) for t, p in parts if not t.scope <= scope]
@@ -315,6 +400,11 @@ def monomial(t: Term, power: Fraction) -> tuple[Fraction, list[tuple[Term, Fract
                 c, parts = c * d, [*parts, *inner]
             return c, parts
     return Fraction(1), [(t, power)]
+
+
+def exact_root(c: Fraction) -> Fraction | None:
+    root = Fraction(math.isqrt(c.numerator), math.isqrt(c.denominator))
+    return root if root**2 == c else None
 
 
 def is_count(t: Term) -> bool:
@@ -346,6 +436,8 @@ def is_nonnegative(t: Term) -> bool:
             return all(map(is_nonnegative, t.args[1:]))
         case "sum" | "mean" | "max" | "min" | "average" | "minimum":
             return all(map(is_nonnegative, t.args))
+        case "pow":
+            return is_nonnegative(t.args[0])
         case "maximum":
             return any(map(is_nonnegative, t.args))
         case "joint":
