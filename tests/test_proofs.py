@@ -45,7 +45,7 @@ STRUCTURE = {
     "rows of a state": (ADAM, PERM, "rule(p @ g) == rule(g) for p permutation"),
     "rows of a product": ("rule f = (g @ g.T) @ g", PERM, "rule(p @ g) == rule(g) for p permutation"),
     "a turned polar factor": ("rule f = polar(g)", TURN, "rule(q @ g) == rule(g) for q orthogonal"),
-    "a turned state": ("rule f:\n    m = g → ema\n    return polar(m) * (norm(m) per tensor)", TURN, "rule(q @ g) == rule(g) for q orthogonal"),
+    "a turned state": ("rule f:\n    m = g → ema\n    return m / (1 + norm(m) per tensor)", TURN, "rule(q @ g) == rule(g) for q orthogonal"),
     "turned columns": ("rule f = norm per column", TURN, "rule(q @ g) == rule(g) for q orthogonal"),
     "a linear rule": ("rule f = ema(0.9) → nesterov", SCALED, "rule(k*g) == rule(g) for k in [-2, 2]"),
 }

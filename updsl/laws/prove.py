@@ -27,6 +27,8 @@ from updsl.laws.wording import argument
 from updsl.middle.algebra import Algebra
 
 ALGEBRA = Algebra()
+MOST = 12_000
+"""Terms of a proof: one that needs more is given up."""
 G = syntax.Name("g")
 OUT = (syntax.Name("out"), syntax.Call("rule", (syntax.Argument(None, G),)))
 
@@ -121,7 +123,7 @@ def claim_prover(
     claim: Claim, tensors: Sequence[Tensor], programs: Sequence[Program], class_of: Mapping[str, int], parameters: Mapping[str, Constant]
 ) -> Prover | None:
     """What has proved the claim for these tensors, if it did."""
-    terms, numbers = Terms(), claim.ranges_of(parameters)
+    terms, numbers = Terms(MOST), claim.ranges_of(parameters)
     steps = Steps(terms, programs, parameters, numbers)
     at_first = says_first(claim.law.premise, parameters)
     case = Case(steps, at_first)

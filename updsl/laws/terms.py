@@ -24,11 +24,8 @@ HALF = Fraction(1, 2)
 FLIPPED = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum"}
 
 
-MOST = 12_000
-
-
 class Exhausted(Exception):
-    """A proof has made more than MOST terms: it is given up."""
+    """More terms would be made than may be."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -62,15 +59,16 @@ class Term:
 
 @dataclass
 class Terms:
-    """Makes terms, each once. dropped: what cancelled."""
+    """Makes terms, each once, and at most so many. dropped: what cancelled."""
 
+    most: float = math.inf
     table: dict[tuple, Term] = field(default_factory=dict)
     dropped: dict[Term, None] = field(default_factory=dict)
 
     def make(self, op: str, args: tuple[Term, ...], data: Any, type_: Type) -> Term:
         key = (op, tuple(map(id, args)), data, type_)
         if key not in self.table:
-            if len(self.table) >= MOST:
+            if len(self.table) >= self.most:
                 raise Exhausted
             self.table[key] = Term(op, args, data, type_, len(self.table))
         return self.table[key]
