@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import examples
+from strategies import examples, texts
 from test_layers import HEAVY, loaded_after
 
 import updsl
+from updsl.core.source import Source
+from updsl.front.format import format_source
+from updsl.laws.equal import by_programs, by_text
+from updsl.laws.pair import Comparison
 
 EXAMPLES = 30
 
@@ -48,6 +53,10 @@ EQUAL = {
     "a block": (
         "rule f:\n    state m = 0\n    every 2:\n        m ← m + g\n    return m",
         "rule f:\n    state k = 0\n    every 2:\n        x = g + k\n        k ← x\n    return k",
+    ),
+    "a choice by parameters": (
+        'rule f(mode = "a", kind = "b") = if mode == "a" and kind == "b" then 2*g else g',
+        'rule f(kind = "b", mode = "a", c = 2) = if mode == "b" or kind != "b" then g else c*g',
     ),
     "weights": ("rule f:\n    w ← w - lr*g", "rule f:\n    u = lr*g\n    w ← w - u"),
 }
@@ -323,6 +332,30 @@ def test_the_hash_sees_every_change(pair: tuple[str, str], change: str) -> None:
 def test_rules_of_one_hash_are_equivalent(pair: tuple[str, str]) -> None:
     found = updsl.equivalent(*map(rule, pair))
     assert found.kind == "algebra"
+
+
+@settings(examples(0.12), suppress_health_check=list(HealthCheck))
+@given(file=texts(), at=st.integers(0, 1000))
+def test_any_file_is_hashed_and_compared(file: tuple[str, dict[str, str]], at: int) -> None:
+    """Formatting changes nothing; a number changed changes what a file says, unless it is of no use to the main rule. What is proved holds on streams."""
+    text = file[0]
+    a = updsl.parse(text, name="main")
+    assert updsl.canonical_hash(a) == updsl.canonical_hash(updsl.parse(format_source(Source("main", text)) + "# end\n", name="main"))
+    numbers = list(re.finditer(r"(?<![\w.])0\.\d+\b(?!%)", text))
+    if not numbers:
+        return
+    n = numbers[at % len(numbers)]
+    try:
+        b = updsl.parse(f"{text[: n.start()]}{n.group()}1{text[n.end() :]}", name="main")
+    except updsl.UpdslError:  # it is a bound
+        return
+    sides = a.module, b.module, a.params, b.params
+    argument = by_text(*sides) or by_programs(*sides)
+    assert argument or updsl.canonical_hash(a) != updsl.canonical_hash(b)
+    if argument:
+        search = Comparison(*sides)
+        search.run(3, 0)
+        assert search.found is None, "\n".join((argument, *search.shown()))
 
 
 def test_the_hash_is_the_same_in_every_process() -> None:

@@ -251,13 +251,15 @@ def _compare(cx: Context, op: str, a: Value, b: Value, span: Span, right: syntax
                     right.span,
                     help="use literals, `.`, classes, `* + ? {m,n}`, `|`, groups, `^ $ \\d \\w \\s`",
                 )
-        cx.predicates.add(("~", b.static))
+        if a.static == cx.name:  # else it is no question about the tensor
+            cx.predicates.add(("~", b.static))
         found = regex.search(b.static, a.static)
         return Value(Const(found, span=span), found, needs)
     if isinstance(a.static, str) or isinstance(b.static, str):
         if not (isinstance(a.static, str) and isinstance(b.static, str)) or op not in ("==", "!="):
             return cx.error("text-as-number", "a text compares with a text, by `==`, `!=` or `~`", span, help='write `mode == "mean"`')
-        cx.predicates.update({("==", a.static), ("==", b.static)})
+        if cx.name in (a.static, b.static):
+            cx.predicates.update({("==", a.static), ("==", b.static)})
         holds = (a.static == b.static) == (op == "==")
         return Value(Const(holds, span=span), holds, needs)
     return elementwise(cx, COMPARISONS[op], [a, b], span)

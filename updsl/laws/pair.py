@@ -37,16 +37,18 @@ class Side:
 
 
 class Pair:
-    """Both rules, for some tensors. Where one writes the weights, both are optimizers, and weights are compared; else what they give."""
+    """Both rules, for some tensors. Where one writes the weights, both are optimizers, and weights are compared; else what they give. is_given_alike: whether
+    inputs of one name are of one grid."""
 
     def __init__(self, a: Side, b: Side, tensors: tuple[Tensor, ...]):
         self.sides, self.tensors = (a, b), tensors
         self.optimizers = a.module.writes_weights or b.module.writes_weights
-        self.programs = []
-        """For each tensor, one with the inputs of both: what is handed over."""
-        for t in tensors:
+        self.programs, self.is_given_alike = [], True
+        for t in tensors:  # one for each, with the inputs of both: what is handed over
             p, q = (side.made.programs[side.made.class_of[t.name]] for side in self.sides)
-            self.programs.append(replace(p, inputs=tuple({i.name: i for i in (*q.inputs, *p.inputs)}.values())))
+            inputs = {i.name: i for i in (*q.inputs, *p.inputs)}
+            self.is_given_alike &= all(inputs[i.name] == i for i in q.inputs)
+            self.programs.append(replace(p, inputs=tuple(inputs.values())))
         self.class_of = {t.name: i for i, t in enumerate(tensors)}
 
     def results(self, setting: Setting) -> Iterator[tuple[Arrays, Arrays]]:
@@ -87,12 +89,15 @@ class Comparison(Search):
     def __init__(self, a: Module, b: Module, of_a: Mapping[str, Constant], of_b: Mapping[str, Constant]):
         claims: list[Claim] = [claim_of(m, SAME) for m in (a, b)]
         grounds = ground_of(a, claims[0], of_a), ground_of(b, claims[1], of_b)
-        self.modules, self.pairs = (a, b), {}
+        self.modules: tuple[Module, Module] = (a, b)
+        self.pairs: dict[tuple[Tensor, ...], Pair] = {}
         for tensors in dict.fromkeys((*grounds[0].sets, *grounds[1].sets)):
             try:
-                self.pairs[tensors] = Pair(Side(a, tensors, of_a), Side(b, tensors, of_b), tensors)
+                pair = Pair(Side(a, tensors, of_a), Side(b, tensors, of_b), tensors)
             except UpdslError:  # one of them cannot be used for these
                 continue
+            if pair.is_given_alike:
+                self.pairs[tensors] = pair
         spans = max((g.spans for g in grounds), key=lambda spans: spans[-1])
         super().__init__(replace(a, inputs={**b.inputs, **a.inputs}), claims[0], of_a, Ground(tuple(self.pairs), spans))
 
