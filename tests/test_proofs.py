@@ -140,7 +140,7 @@ ALGEBRA = {
     "signs": ("rule f = sign", "abs(out) <= 1", "abs(out) <= 0.5"),
     "lion": ("rule f = lion", "abs(out) <= lr", "abs(out) <= lr/2"),
     "adam at first": (ADAM, "t == 1 implies abs(out) <= 1", "t == 1 implies abs(out) <= 0.5"),
-    "adam": (ADAM, "abs(out) <= (1 - beta1) / sqrt((1 - beta2)*(1 - beta1^2/beta2))", "abs(out) <= 1"),
+    "adam": (ADAM, "abs(out) <= (1 - beta1) / sqrt((1 - beta2)*(1 - beta1^2/beta2))", "abs(out) <= 0.5"),
     "columns after a round": (
         "rule f = repeat 2 times (rms per row → rms per column)",
         "rms(out) == 1 or rms(out) == 0 per column",
