@@ -121,13 +121,18 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
             "rule f:\n    state s = 1\n    s ← s*norm(g)\n    w ← w - lr*s*sign(g)",
             "rule f(warmup = 10):\n    state γ = inf\n    n = norm(g)\n    x = if t > warmup and n > γ then g * (γ / n) else g\n"
             "    γ ← if t <= warmup then min(γ, n) else 0.9*γ + 0.1*min(n, γ)\n    return x",
+            "rule f:\n    state usual = 0\n    n = norm(g)\n    bound = if t == 1 then inf else 2*usual\n"
+            "    usual ← if t == 1 then n else 0.9*usual + 0.1*min(n, bound)\n    return clip n > bound",
         ],
         [
             "rule f:\n    state s = 1\n    s ← min(s, max(rms(g), 1e-8))\n    return s*g",
             "rule f:\n    state s = 1\n    s ← s*(if norm(g) > 1 then 0.5 else 1.1)\n    return s*g",
             "rule f:\n    state s = 1\n    s ← 0.9*s + 0.1*rms(g)\n    return s*g",
             "rule f:\n    state s = 1\n    s ← min(s, rms(g))\n    return (s + 1)*g",
+            "rule f:\n    state usual = 0\n    n = norm(g)\n    bound = if usual == 0 then inf else 2*usual\n"
+            "    usual ← if usual == 0 then n else 0.9*usual + 0.1*min(n, bound)\n    return clip n > bound",
             "ema",
+            "accumulate",
         ],
     ),
     "steps-after-skip": (
@@ -327,6 +332,17 @@ def test_what_only_weighs_steps_changes_something() -> None:
     assert np.allclose(clipped[0], plain[0], rtol=1e-12)
     assert not np.allclose(clipped[-1], plain[-1], rtol=1e-3)
     assert max(np.linalg.norm(x) for x in clipped) > 1
+
+
+@pytest.mark.parametrize("text", CASES["zero-latch"][0])
+def test_what_latches_0_stands_still(text: str) -> None:
+    rule = updsl.parse(text)
+    weights, steps = stream(rule, 14)
+    state = rule.interpret.init(weights)
+    for t, step in enumerate(steps):
+        g = {n: np.zeros_like(x) for n, x in step.g.items()} if t < 2 else step.g
+        out, state, *_ = rule.interpret.update(g, state, params=weights, lr=0.1)
+    assert all(not np.any(x) for x in out.values())
 
 
 def outs(text: str) -> list[np.ndarray]:

@@ -143,7 +143,7 @@ def _shown(flow: Flow, name: str) -> str:
 
 def zero_latch(flow: Flow) -> Iterator[Diagnostic]:
     for name, s in flow.states.items():
-        if name not in flow.kept or is_clock(name) or s.type.window or _starts_at_zero(flow, s) or not _can_be_zero(flow, name):
+        if name not in flow.kept or is_clock(name) or s.type.window or not _can_be_zero(flow, name):
             continue
         rest = {f"state {other}": NONZERO for other in flow.states if other != name and not is_clock(other)}
         after = Signs(flow, rest | {f"state {name}": ZERO, "builtin g": NONZERO, "builtin w": NONZERO}, LATE)
@@ -158,15 +158,11 @@ def zero_latch(flow: Flow) -> Iterator[Diagnostic]:
             )
 
 
-def _starts_at_zero(flow: Flow, s: State) -> bool:
-    return s.init is None or flow.number(s.init) == 0
-
-
 def _can_be_zero(flow: Flow, name: str) -> bool:
     """Whether some gradient makes the state 0 that was not."""
     rest = {f"state {other}": NONZERO for other in flow.states if other != name and not is_clock(other)}
     for g in (ZERO, NONZERO):
-        for t in (2.0, LATE):
+        for t in (1.0, 2.0, LATE):
             step = Signs(flow, rest | {f"state {name}": POSITIVE, "builtin g": g}, t, cancels=False)
             if "0" in step.commit(name):
                 return True
