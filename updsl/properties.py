@@ -19,7 +19,8 @@ def check(rule: str | PathLike[str], examples: int = 200, seed: int | None = Non
 
     rule: the path of a file, or the name of a rule of the library. examples: streams of gradients that each law is tried on. seed: of the streams; each law has
     one of its own unless it is given, so that a verdict does not change from run to run. A verdict has `.rule` and `.law` (names), `.kind` ("proved", "tested",
-    "refuted", "vacuous"), `.detail`, `.counterexample` (the smallest stream found, printed step by step) and `.seconds`; printed, it says all of them.
+    "refuted", "vacuous"), `.detail`, `.counterexample` and `.seconds`; printed, it says all of them. A counterexample is the smallest stream found, step by
+    step; its `.snippet()` is Python that reproduces it. A law that holds in float64 and fails in float32 has one too, and says so in its detail.
     Raises UpdslError where the file cannot be read, or has mistakes.
     """
     from updsl.laws.decide import decide_all
