@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check kernels forced lint format types docs benchmarks nightly wheel clean
+.PHONY: help demo test check kernels forced lint format types docs laws benchmarks nightly wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ format: $(READY) ## format the code
 
 docs: $(READY) ## write docs/rules, the gallery of the library
 	$(BIN)/python docs/write_gallery.py
+
+laws: $(READY) ## decide all laws of the library, try them on wrong variants: writes docs/laws.md
+	$(BIN)/python docs/write_laws.py
 
 benchmarks: ## measure everything, an hour; writes docs/performance.md
 	PYTHON=$(PYTHON) benchmarks/other_venv.sh

@@ -112,7 +112,8 @@ def cli() -> None:
 @click.option("--dtype", type=click.Choice(["float64", "float32", "bfloat16", "float16"]), help="Of gradients and weights.  [float64, then float32]")
 @click.option("--snippet", is_flag=True, help="Print Python that runs what refutes a law.")
 @click.option("--lint", is_flag=True, help="Warn of what is true of most published methods, too: bad gradients that stay in averages of entries.")
-@click.option("--strict", is_flag=True, help="Warnings, vacuous laws, and laws that fail in float32 alone, count as mistakes.")
+@click.option("--mutants", is_flag=True, help="Which wrong variants of the text laws and examples tell from it.")
+@click.option("--strict", is_flag=True, help="Warnings, vacuous laws, laws that fail in float32 alone, and variants that survive, count as mistakes.")
 @click.option("--format", "output", type=click.Choice(["text", "json", "github"]), default="text", help="How to print the result.")
 def check(
     files: tuple[str, ...],
@@ -123,6 +124,7 @@ def check(
     dtype: str | None,
     snippet: bool,
     lint: bool,
+    mutants: bool,
     strict: bool,
     output: str,
 ) -> int:
@@ -134,6 +136,7 @@ def check(
     every = [d for ds in found.values() for d in ds]
     errors = sum(d.severity == "error" for d in every)
     verdicts: dict[str, list] = {file: [] for file in files}
+    variants: dict[str, Any] = {}
     for file, diagnostics in found.items():
         if output == "text":
             say("\n\n".join(map(render, diagnostics)) + "\n" if diagnostics else f"{file}: ok")
@@ -147,17 +150,18 @@ def check(
                     say("\n".join(f"  {line}" for line in str(verdict).split("\n")))
                     if snippet and verdict.counterexample:
                         say(f"\n{verdict.counterexample.snippet()}")
+        if mutants and not any(d.severity == "error" for d in diagnostics):
+            variants[file] = _mutants(file, output == "text")
     match output:
         case "json":
-            reports = [
-                {"file": f, "diagnostics": [to_json(d) for d in ds], **({"laws": [v.data() for v in verdicts[f]]} if laws else {})} for f, ds in found.items()
-            ]
+            more = {f: ({"laws": [v.data() for v in verdicts[f]]} if laws else {}) | ({"mutants": variants[f].data()} if f in variants else {}) for f in files}
+            reports = [{"file": f, "diagnostics": [to_json(d) for d in ds], **more[f]} for f, ds in found.items()]
             say_json({"files": reports, "errors": errors, "warnings": len(every) - errors})
         case "github":
             for d in every:
                 say(to_github(d))
     decided = [v for vs in verdicts.values() for v in vs]
-    doubtful = any(v.kind == "vacuous" or v.counterexample for v in decided)
+    doubtful = any(v.kind == "vacuous" or v.counterexample for v in decided) or any(r.survivors for r in variants.values())
     failed = any(v.kind == "refuted" for v in decided) or (strict and (every or doubtful))
     return exit_code(every) or (FOUND if failed else 0)
 
@@ -171,6 +175,16 @@ def _findings(file: str, lint: bool) -> list[Diagnostic]:
         return check_file(file, LINTS if lint else LOUD)
     except UpdslError as error:
         return error.diagnostics
+
+
+def _mutants(file: str, told: bool) -> Any:
+    """Which variants of a file its laws and examples tell from it."""
+    from updsl.laws.mutants import mutants
+
+    report = mutants(file)
+    if told:
+        say("\n".join(f"  {line}" for line in str(report).split("\n")))
+    return report
 
 
 @cli.command(short_help="What a rule computes and keeps, or what an error means.")

@@ -70,7 +70,7 @@ def decide(
 
     argument = prove(module, law, parameters)
     until = time.perf_counter() + timeout
-    number = zlib.crc32(f"{module.name}.{law.name}".encode()) if seed is None else seed
+    number = number_of(module, law) if seed is None else seed
     ground = ground_of(module, claim, parameters)
 
     def searched(dtype: str, examples: int) -> Search:
@@ -94,6 +94,11 @@ def decide(
         search = searched(BESIDE, fewer(examples))
         found = counterexample(module, claim, search)
     return verdict("proved" if argument else "tested", f"{detail}; in {search.dtype} it fails" if found else detail, found)
+
+
+def number_of(module: Module, law: syntax.Law) -> int:
+    """The seed of a law's streams, unless a caller says otherwise."""
+    return zlib.crc32(f"{module.name}.{law.name}".encode())
 
 
 def counterexample(module: Module, claim: Claim, search: Search) -> Counterexample | None:

@@ -29,7 +29,7 @@ def example_mistakes(module: Module, example: syntax.Example) -> Iterator[Diagno
         yield from e.diagnostics
         return
     for step, (have, want) in enumerate(zip(found, expected, strict=True), 1):
-        if have.shape != want.shape or not _close(have, want):
+        if have.shape != want.shape or not is_close(have, want):
             which = f"step {step} of this example" if len(expected) > 1 else "this example"
             yield Diagnostic(
                 "example-fails",
@@ -143,7 +143,8 @@ def _key(kind: str) -> str | int:
     return "" if kind == "all" else 0 if kind == "group" else NAME
 
 
-def _close(have: np.ndarray, want: np.ndarray) -> bool:
+def is_close(have: np.ndarray, want: np.ndarray) -> bool:
+    """Whether an example is right."""
     scale = np.max(np.abs(want[np.isfinite(want)]), initial=0.0)
     with np.errstate(invalid="ignore"):
         return bool(np.all((have == want) | (np.isnan(have) & np.isnan(want)) | (np.abs(have - want) <= RTOL * scale)))

@@ -6,6 +6,7 @@ of its own, as torch runs it, the rule rounds as a user's does; the law is judge
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,14 +110,24 @@ class Trial:
     ):
         self.claim, self.tensors, self.dtype = claim, tuple(tensors), dtype
         rule = elaborate(module, tensors, parameters)
-        self.constants, self.class_of = rule.constants, rule.class_of
-        self.programs = tuple([replace(p, watches=watched(p)) for p in rule.programs])
-        self.writes = any(p.weight is not None for p in rule.programs)
-        self.engine = engine(self.programs, rule.class_of, tensors, dtype)
+        self.constants = rule.constants
+        self.take(tuple([replace(p, watches=watched(p)) for p in rule.programs]), rule.class_of)
         more = {n: numbers.get(n, 1.0) for n in claim.module.parameters if n not in parameters}
         self.said: Elaborated = elaborate_claim(claim, tensors, {**parameters, **more})
         self.constants |= self.said.constants
         self.law = Interpreter(self.said.programs, self.said.class_of, tensors)
+
+    def take(self, programs: tuple[Program, ...], class_of: Mapping[str, int]) -> None:
+        """What is run."""
+        self.programs, self.class_of = programs, class_of
+        self.writes = any(p.weight is not None for p in programs)
+        self.engine = engine(programs, class_of, self.tensors, self.dtype)
+
+    def of(self, programs: tuple[Program, ...], class_of: Mapping[str, int]) -> Trial:
+        """The same law, tried on other Programs in the place of the rule's."""
+        other = copy.copy(self)
+        other.take(programs, class_of)
+        return other
 
     def run(self, setting: Setting, until: float = inf) -> Outcome:
         """Until the claim breaks, or the stream ends. Raises OutOfTime where time.perf_counter() passes `until` first."""
@@ -146,7 +157,7 @@ class Trial:
             frame.inputs.update({f"{RESULT} {k}": {n: np.zeros(x.shape) for n, x in g.items()} for k in others})
             for k in others:
                 stream = self.law.step(state, frame).state.values[f"{STREAM} {k}"]
-                streams.append({n: numeric.rounded(np.asarray(stream[n], np.float64).reshape(g[n].shape), self.dtype) for n in g})
+                streams.append({n: numeric.rounded(spread(stream[n], g[n].shape), self.dtype) for n in g})
                 if not self.claim.any_gradients and any(not np.isfinite(x).all() and np.isfinite(stream[n]).all() for n, x in streams[k].items()):
                     return
                 results.append(copies[k].step(streams[k], given, setting))
@@ -223,6 +234,12 @@ def frame_of(g: Arrays, w: Arrays, setting: Setting, inputs: dict[str, Any]) -> 
     numbers = {n: float(v) for n, v in {**setting.parameters, **setting.numbers}.items() if not isinstance(v, str)}
     batch = next((len(x) for x in inputs.get("samples", {}).values()), None)
     return Frame(dict(g), w, dict.fromkeys(g, 0), {0: setting.lr}, {0: numbers}, inputs, batch, setting.seed)
+
+
+def spread(x: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A stream's value of a tensor of this shape; a number stands for all its entries."""
+    x = np.asarray(x, np.float64)
+    return np.full(shape, x.item()) if x.size == 1 else x.reshape(shape)
 
 
 def finite_max(x: Any) -> float:
