@@ -1,6 +1,7 @@
 """Writes docs/laws.md: the laws of the library with what is found about them, and how many wrong variants of each rule they and the examples tell from it.
 
-Run `python docs/write_laws.py`, or `make laws`; it takes many minutes. `--examples N`: streams that each law is tried on.
+Run `python docs/write_laws.py`, or `make laws`; it takes many minutes. `python docs/write_laws.py RULE…` looks at these files alone, and leaves the rows of the
+others as they are. `--examples N`: streams that each law is tried on.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
+from typing import TypeAlias
 
 from updsl.front import syntax
 from updsl.front.claims import laws_of
@@ -19,70 +22,87 @@ from updsl.laws.mutants import MutantReport, mutants
 from updsl.laws.verdict import Verdict
 
 PAGE = Path(__file__).resolve().parent / "laws.md"
-EXAMPLES = 100
+EXAMPLES = 40
+LONGEST = 250
+"""Characters of an argument."""
 
 HEAD = """# The laws of the library
 
-Written by `docs/write_laws.py`. What a law may say is told in [language.md](language.md); `updsl check --laws RULE` decides those of a rule anew,
-`updsl check --mutants RULE` says how good they are."""
+Written by `docs/write_laws.py`. What a law says, and how it is decided, is told in the [guide to laws](laws-guide.md). `updsl check --laws RULE` decides
+those of a rule anew, `updsl check --mutants RULE` says [how good they are](mutants.md)."""
 
 VERDICTS = """A law is **proved** over the real numbers, by the argument beside it, and then tried on streams all the same; or **tested** on so many streams of
 gradients, of so many steps, in float64 and then in float32. Where float32 fails, it says so."""
 
 MUTANTS = """Wrong variants of a rule's text (a sign flipped, an ε dropped, stages swapped, a scope or a constant changed …) are run through its examples and
-laws, as [mutants.md](mutants.md) tells. A variant is killed if one of these fails for it. Left out are variants that are no rules, and those that are the rule
-itself: the same program."""
+laws. A variant is killed if one of these fails for it. Left out are variants that are no rules, and those that are the rule itself: the same program."""
+
+Row: TypeAlias = tuple[str, ...]
+LAWS: Row = ("rule", "law", "text", "verdict", "by")
+SCORES: Row = ("rule", "killed", "survivors", "score", "the same", "no rules")
 
 
-def listed(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Rule, law and the law's text, of the files of these names in order."""
-    for name in names:
-        for rule, law in laws_of(open_unit(name)):
-            if isinstance(law, syntax.Law):
-                yield rule.name, law.name, text_of(law)
+def listed(name: str) -> Iterator[Row]:
+    """Rule, law and text, of every law of a file."""
+    for rule, law in laws_of(open_unit(name)):
+        if isinstance(law, syntax.Law):
+            text = " ".join(law.span.text.split()).removeprefix("law ").removeprefix(law.name).removeprefix(":").strip()
+            yield rule.name, law.name, f"`{cell(text)}`"
 
 
-def text_of(law: syntax.Law) -> str:
-    """The law as the file has it, without its name, on one line and ready for a table."""
-    text = " ".join(law.span.text.split()).removeprefix("law ").removeprefix(law.name)
-    return text.removeprefix(":").strip().replace("|", "\\|")
+def law_rows(name: str, verdicts: list[Verdict]) -> list[Row]:
+    return [(*law, v.kind, cell(shorten(v.detail, LONGEST, placeholder=" …"))) for law, v in zip(listed(name), verdicts, strict=True)]
 
 
-def page(verdicts: list[Verdict], reports: dict[str, MutantReport]) -> str:
-    kinds = Counter(v.kind for v in verdicts)
-    texts = {(rule, law): text for rule, law, text in listed(reports)}
-    killed, survivors = sum(len(r.killed) for r in reports.values()), sum(len(r.survivors) for r in reports.values())
-    laws = [f"| {v.rule} | {v.law} | `{texts[v.rule, v.law]}` | {v.kind} | {v.detail} |" for v in verdicts]
-    scores = [f"| {n} | {len(r.killed)} | {len(r.survivors)} | {r.score:.0%} | {r.same} | {r.invalid} |" for n, r in reports.items()]
-    return (
-        "\n\n".join(
-            [
-                HEAD,
-                f"{len(verdicts)} laws of {len(reports)} files: {', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}. "
-                f"{killed} of {killed + survivors} variants killed, {killed / max(killed + survivors, 1):.1%}.",
-                "## Verdicts",
-                VERDICTS,
-                "\n".join(["| rule | law | text | verdict | by |", "|---|---|---|---|---|", *laws]),
-                "## Wrong variants",
-                MUTANTS,
-                "\n".join(["| file | killed | survivors | score | the same | no rules |", "|---|---|---|---|---|---|", *scores]),
-            ]
-        )
-        + "\n"
-    )
+def score_row(name: str, report: MutantReport) -> Row:
+    counts = len(report.killed), len(report.survivors), f"{report.score:.0%}", report.same, report.invalid
+    return name, *map(str, counts)
+
+
+def cell(text: str) -> str:
+    """As a cell of a table says it."""
+    return text.replace("\n", " ").replace("|", "\\|")
+
+
+def table(head: Row, rows: list[Row]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
+
+
+def rows_of(page: str, head: Row) -> list[Row]:
+    """The rows of the table of a page that has this head."""
+    _, _, rest = page.partition(f"| {' | '.join(head)} |\n")
+    lines = rest.partition("\n\n")[0].strip().split("\n")[1:]
+    return [tuple(c.replace("\0", "\\|").strip() for c in line.strip("|").replace("\\|", "\0").split("|")) for line in lines]
+
+
+def page(laws: list[Row], scores: list[Row]) -> str:
+    kinds = Counter(row[3] for row in laws)
+    killed, survivors = (sum(int(row[i]) for row in scores) for i in (1, 2))
+    said = f"{len(laws)} laws of {len(scores)} rules: {', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}."
+    score = f"{killed} of {killed + survivors} wrong variants killed, {killed / max(killed + survivors, 1):.1%}."
+    parts = [HEAD, f"{said} {score}", "## Verdicts", VERDICTS, table(LAWS, laws), "## Wrong variants", MUTANTS, table(SCORES, scores)]
+    return "\n\n".join(parts) + "\n"
+
+
+def merged(old: list[Row], new: Mapping[str, list[Row]]) -> list[Row]:
+    """The rows in the order of the library, those of some files anew."""
+    return [row for name in sorted(library().rules) for row in new.get(name, [r for r in old if r[0] == name])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rules", nargs="*", metavar="RULE")
     parser.add_argument("--examples", type=int, default=EXAMPLES)
-    examples = parser.parse_args().examples
-    verdicts: list[Verdict] = []
-    reports: dict[str, MutantReport] = {}
-    for name in sorted(library().rules):
-        verdicts += decide_all(open_unit(name), examples, None)
-        reports[name] = mutants(name)
-        print(name, f"{reports[name].score:.0%}", file=sys.stderr, flush=True)
-    PAGE.write_text(page(verdicts, reports), encoding="utf-8")
+    given = parser.parse_args()
+    laws: dict[str, list[Row]] = {}
+    scores: dict[str, list[Row]] = {}
+    old = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    for name in given.rules or sorted(library().rules):
+        laws[name] = law_rows(name, list(decide_all(open_unit(name), given.examples, None)))
+        report = mutants(name)
+        scores[name] = [score_row(name, report)]
+        print(f"{name}: {report}", file=sys.stderr, flush=True)
+        PAGE.write_text(page(merged(rows_of(old, LAWS), laws), merged(rows_of(old, SCORES), scores)), encoding="utf-8")
 
 
 if __name__ == "__main__":

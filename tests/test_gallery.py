@@ -37,7 +37,7 @@ def test_every_rule_is_in_it_and_in_its_folder(gallery):
 
 def test_a_page_says_what_there_is_to_say(gallery):
     page = gallery.page(load_module("sophia"))
-    parts = "Text Formula Parameters Inputs State Laws Conformance Citation".split()
+    parts = "Text Formula Parameters Inputs State Laws Examples Conformance Citation".split()
     assert re.findall(r"^## (\w+)", page, re.MULTILINE) == parts
     assert load_module("sophia").text.strip() in page
     assert "| `rho` | `0.04` |  | yes |" in page

@@ -26,7 +26,7 @@ from updsl.front.elaborate import elaborate
 from updsl.front.files import open_unit
 from updsl.front.module import Module, module_of
 from updsl.front.parse import parse
-from updsl.front.probes import by_tensor
+from updsl.front.probes import by_tensor, programs_of
 from updsl.front.statics import constant
 from updsl.front.unit import Constant, Unit
 from updsl.laws import examples
@@ -204,9 +204,12 @@ class Court:
     # --- the rule itself ---------------------------------------------------------------------------------------------
 
     def is_same(self, other: Unit) -> bool:
-        """Whether a variant is the rule: the same Programs, with every value of the parameters that decides what there is."""
+        """Whether a variant is the rule: the same Programs, with every value of the parameters that decides what there is.
+
+        Raises UpdslError if it is no rule."""
         assert self.unit.main is not None
         module = module_of(self.unit, self.unit.main)
+        programs_of(changed(module, other), defaults(module))
         return all(canonical(changed(module, other), values) == self.programs(module, i, values) for i, values in enumerate(settings(module)))
 
     def programs(self, module: Module, number: int, values: Mapping[str, Constant]) -> dict[Any, Program]:
