@@ -43,6 +43,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
             "scale_by(3) → norm per row",
             "norm per all → norm per column",
             "rule f(c = 1):\n    x = g * min(1, c / (norm(g) + 1e-6))\n    return x / max(rms(x), 1e-8)",
+            "rule f:\n    x = 2*g\n    state s = 0\n    s ← 0.9*s + 0.1*rms(x)\n    return x / s",
+            "rule f:\n    x = 2*g\n    n = norm(x)\n    return if n == 0 then 0 else x / n",
             "clip norm > 1 per all → adam",
             "clip norm > 1 → lion",
             "clip norm > 1 → muon",
@@ -61,6 +63,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
             "clip norm > 1 → clip norm > 2",
             "adam → sign",
             "clip norm > 1 → g + it → sign",
+            "rule f:\n    x = 2*g\n    state s = 1\n    s ← 0.9*s + 0.1*rms(x)\n    return x / s",
             "rule f:\n    x = g → clip norm > 1\n    return x / (norm(x) + 0.5)",
             "rule f(c = 1):\n    x = if norm(g) > c then 0*g else g\n    return x → norm per all",
             "rule f:\n    x = g → clip norm > 1\n    return norm(x) * (x → norm)",
@@ -401,10 +404,13 @@ def test_check_warns_and_strict_counts(run: Any, here: Path) -> None:
     assert check(run, "--strict", "--lint") == (1, {"nan-latch-entries"})
 
 
-def test_the_page_lists_every_lint() -> None:
+def test_the_page_lists_every_lint_and_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = (folder("docs/errors").parent / "lints.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \[`([a-z-]+)`\]\(errors/([a-z-]+)\.md\) \| (.*) \|$", page, re.MULTILINE)
     assert [(code, file, doc.split("; told with")[0]) for code, file, doc in rows] == [(code, code, lint.doc) for code, lint in LINTS.items()]
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(block, {})
+    assert capsys.readouterr().out.startswith("inert-scale 1 1 this clip changes nothing")
 
 
 def test_only_what_is_true_of_most_methods_is_quiet() -> None:

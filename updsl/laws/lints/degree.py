@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -20,20 +20,14 @@ SMALL = 1e-3
 MAX_ROUNDS = 6
 
 
-@dataclass(frozen=True)
-class Absorber:
-    """A node that has no scale, of operands that have: where the scale is divided out."""
-
-    node: Apply | Reduce
-
-
 class Degrees:
-    """The degrees of all values in one: `cut`, whose factor k is one number for each cell of `scope`. absorbers: where k is divided out, in order; small: the
-    constants that are no longer seen where values are large."""
+    """The degrees of all values in one: `cut`, whose factor k is one number for each cell of `scope`.
+
+    absorbers: the nodes without a scale of operands with one, in order; small: the constants that are no longer seen where values are large."""
 
     def __init__(self, flow: Flow, cut: str, scope: Scope):
         self.flow, self.cut, self.scope = flow, cut, scope
-        self.states: dict[str, Degree] = dict.fromkeys(flow.states, ANY)
+        self.states: dict[str, Degree] = {name: ANY if s.init is None or starts_at_any_scale(flow, s.init) else FREE for name, s in flow.states.items()}
         for _ in range(MAX_ROUNDS):
             self.forget()
             after = {name: self.joined(self.states[name], self.of(flow.commits[name])) for name in self.states}
@@ -46,13 +40,13 @@ class Degrees:
 
     def forget(self) -> None:
         self.known: dict[str, Degree] = {}
-        self.absorbers: dict[int, Absorber] = {}
+        self.absorbers: dict[int, Apply | Reduce] = {}
         self.small: list[Expr] = []
 
     def of(self, e: Expr) -> Degree:
         match e:
             case Const(value=v):
-                return ANY if v == 0 and not isinstance(v, bool) else FREE
+                return ANY if not isinstance(v, bool) and (v == 0 or math.isinf(v)) else FREE
             case Ref(kind="value", name=name):
                 if name.removesuffix("@tensor") == self.cut:
                     return Fraction(1)
@@ -73,7 +67,7 @@ class Degrees:
             return None
         found = self.combined(e, degrees)
         if found == FREE and e.op not in ("isfinite", "and", "or", "not"):
-            self.absorbers.setdefault(id(e), Absorber(e))
+            self.absorbers.setdefault(id(e), e)
         return found
 
     def keeps_cells(self, e: Apply | Reduce) -> bool:
@@ -127,6 +121,12 @@ class Degrees:
             return None
         self.small += [a for a, d in zip(e.args, degrees, strict=True) if d == FREE]
         return self.joined(*kept)
+
+
+def starts_at_any_scale(flow: Flow, init: Expr) -> bool:
+    """Whether it is 0 or infinite, which it is at every scale."""
+    number = flow.number(init)
+    return number is not None and (number == 0 or math.isinf(number))
 
 
 def is_zero(e: Apply | Reduce, zeros: list[bool]) -> bool:

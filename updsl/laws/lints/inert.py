@@ -93,7 +93,7 @@ def is_flowing(flow: Flow, x: Expr) -> bool:
 
 
 def _inert(flow: Flow, span: Span, found: Scaling, degrees: Degrees) -> Iterator[Diagnostic]:
-    absorber = next(iter(degrees.absorbers.values())).node
+    absorber = min(degrees.absorbers.values(), key=lambda n: n.type.boolean)
     own = flow.is_own(absorber.span)
     by = f"`{absorber.span.text}`" if own and len(absorber.span.text) <= LONGEST else "what follows" if own else f"`{Path(absorber.span.source.name).stem}`"
     small = " and ".join(dict.fromkeys(name_of(flow, e) for e in degrees.small))
