@@ -177,3 +177,26 @@ def test_by_algebra(rule: str, true: str, false: str, tmp_path: Path) -> None:
     found = verdict(tmp_path, rule, true)
     assert found.kind == "proved", str(found)
     assert verdict(tmp_path, rule, false, 80).kind == "refuted"
+
+
+COUNTED = {
+    "entries that are all the same": ("rule f = 0*g + 1", "norm(out) <= 1"),
+    "a sum of what has one number for each row": ("rule f = g + (norm(g) per row)", "sum(out) == sum(g) + (sum(norm(g) per row))"),
+    "a row that is spread": ("rule f = g + (norm(g) per row)", "norm(out) <= norm(g) + norm(norm(g) per row)"),
+    "a fact of an entry in a product": ("rule f = if g > 0 then g @ g.T @ g else 0", "out >= 0"),
+    "a fact of an entry in a reduction": ("rule f = if g > 1 then sum(g) else 0", "out >= 0"),
+    "a fact of today in an average": ("rule f:\n    m = g → ema\n    return if g > 1 then m else 0", "out >= 0"),
+    "what is infinite at times": ("rule f = 0 / norm(g) * g", "out == 0"),
+    "what cancels and is no number": ("rule f = g / norm(g) - g / norm(g)", "out == 0"),
+    "tensors of one entry": ("rule f = if numel == 1 then 2*g else g", "out == g"),
+    "square tensors": ("rule f = if rows == cols then 2*g else g", "out == g"),
+    "how many tensors there are": ("rule part = g / tensors\nrule f = part", "out == g"),
+    "a root squared": ("rule f = sqrt(g)^2", "out == g"),
+}
+
+
+@pytest.mark.parametrize(("rule", "law"), COUNTED.values(), ids=COUNTED)
+def test_what_only_seems_to_hold_is_not_proved(rule: str, law: str, tmp_path: Path) -> None:
+    found = verdict(tmp_path, rule, law, 100)
+    assert found.kind == "refuted", str(found)
+    assert "by " not in found.detail, str(found)

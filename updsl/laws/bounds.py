@@ -408,17 +408,17 @@ class Prover:
         known = inside(facts, t)
         match x.op, x.args:
             case "lin", _ if t.op != "norm" or t.data[0] >= 1:
-                if not x.data[-1]:
+                if not x.data[-1] and all(a.scope == x.scope for a in x.args):
                     sizes = [self.terms.scaled(abs(c), self.again(t, a)) for c, a in zip(x.data[:-1], x.args, strict=True)]
                     yield from self.bounds(self.settled(self.terms.add(*sizes), facts), True, facts, deep)
-            case "average", (a,) if t.op != "norm" or t.data[0] >= 1:
+            case "average", (a,) if (t.op != "norm" or t.data[0] >= 1) and a.scope == x.scope:
                 yield from (u for u in self.over_choices(self.settled(self.again(t, a), NONE), NONE, deep) if self.still(u))
             case "sample_mean" | "sample_sum" as op, (a,) if t.op != "norm" or t.data[0] >= 1:
                 many = self.terms.leaf("builtin", "batch", NUMBER) if op == "sample_sum" else self.terms.const(1)
-                each = self.terms.make(t.op, (a,), t.data, on_grid(t.scope, t.type.rows, t.type.cols, samples=True))
-                each = self.settled(self.terms.apply(t.op, (a,), t.data, each.type), known)
+                type_ = on_grid(t.scope, t.type.rows, t.type.cols, samples=True)
+                each = self.settled(self.terms.apply(t.op, (self.terms.spread(a, replace(x.type, samples=True)),), t.data, type_), known)
                 yield from (self.terms.times(many, u) for u in self.over_choices(each, known, deep) if not u.type.samples)
-        cells = self.terms.const(1) if x.scope <= t.scope else self.terms.cells(x.type, t.type)
+        cells = self.terms.cells(x.type, t.type)
         for u in self.bounds(self.terms.abs(x), True, known, deep):
             if u.scope <= t.scope and not u.type.samples:
                 if t.op in ("absmax", "rms"):

@@ -13,11 +13,11 @@ from updsl.core.frame import Tensor
 from updsl.core.ir import GRID, Program
 from updsl.front import syntax
 from updsl.front.claim import RESULT, Claim, claim_of
-from updsl.front.contents import nodes
+from updsl.front.contents import applied, nodes
 from updsl.front.module import Module
 from updsl.front.probes import tensors_of
 from updsl.front.statics import number
-from updsl.front.unit import Constant
+from updsl.front.unit import Constant, Unit
 from updsl.front.units import units_of
 from updsl.laws.bounds import Prover
 from updsl.laws.structure import LINEAR, OTHER, PERMUTED, SAME, SIGNS, TURNED, Reading, Symmetry, readings
@@ -101,7 +101,7 @@ class Case:
 
 def by_algebra(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> str | None:
     """The argument, if what the law compares compares so in every case that the rule and the law tell apart."""
-    if any(isinstance(n, syntax.Name) and n.id == "tensors" for n in nodes(module.rule)) or module.parameters.keys() & {"tensors"}:
+    if reads_tensors(module.rule, module.unit):
         return None  # how many tensors there are is a literal of a Program
     claim = claim_of(module, law)
     provers: list[Prover] = []
@@ -117,6 +117,12 @@ def by_algebra(module: Module, law: syntax.Law, parameters: Mapping[str, Constan
         return None
     telling = max(provers, key=lambda p: len(p.compared))
     return argument(telling.compared, telling.chosen)
+
+
+def reads_tensors(rule: syntax.Rule, unit: Unit) -> bool:
+    """Whether a rule, or one that it applies, asks how many tensors there are."""
+    own = any(isinstance(n, syntax.Name) and n.id == "tensors" for n in nodes(rule))
+    return own or any(reads_tensors(other, home) for _, other, home in applied(rule, unit))
 
 
 def claim_prover(

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from updsl.core.ops import REDUCTIONS
+from updsl.core.scope import TENSOR
 from updsl.laws.terms import MEASURES, Term, monomial
 
 INF = math.inf
@@ -166,6 +168,8 @@ class Ranges:
                 return self.product(t, facts)
             case "average":
                 return replace(self.of(t.args[0]), zero=self.of(t.args[0]).zero or self.of(t.args[0]).low < 0)
+            case "spread":
+                return self.of(t.args[0], facts)
             case "joint":
                 parts = [self.of(a, inside(facts, t)) for a in t.args]
                 return parts[0] if all(p == parts[0] for p in parts) else wide(parts, t.data in MEASURES)
@@ -344,7 +348,8 @@ def inside(facts: frozenset[Fact], t: Term) -> frozenset[Fact]:
     """The facts that are known in every cell that t is made of."""
     if t.op in ELEMENTWISE or t.op in ONE:
         return facts
-    return frozenset((c, h) for c, h in facts if c.scope <= t.scope and c.type.samples <= t.type.samples)
+    scope = t.scope if t.op in REDUCTIONS or t.op == "joint" else t.scope if t.scope <= TENSOR else TENSOR
+    return frozenset((c, h) for c, h in facts if c.scope <= scope and c.type.samples <= t.type.samples)
 
 
 def total(parts: Sequence[Range]) -> Range:

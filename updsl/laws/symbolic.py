@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from updsl.core.diagnostic import UpdslError
 from updsl.core.frame import Tensor
 from updsl.core.ir import GRID, NUMBER, Apply, Binding, Const, Expr, Program, Reduce, Ref, State, Type, is_shared
 from updsl.core.schedule import Guarded, Local, Shared, Step, merge
@@ -173,7 +174,7 @@ class Run:
             case Ref():
                 return self.ref(e)
             case Reduce(op=op, args=args):
-                return self.terms.apply(op, [self.expr(a) for a in args], e.static, e.type)
+                return self.terms.apply(op, [self.terms.spread(self.expr(a), a.type) for a in args], e.static, e.type)
             case Apply(op="store", args=(x,), static=(_, of)) if (self.c, of) in self.of.averaged:
                 return self.averaged(of, self.expr(x))
             case Apply(op="select", args=(c, x, y)):
@@ -272,8 +273,12 @@ def widened(old: Range, new: Range) -> Range:
 # --- sets of tensors -------------------------------------------------------------------------------------------------
 
 
+EDGES = ((1,), (1, 1), (1, 5), (5, 1), (3, 3), (1, 1, 1), (5000,), (300, 200))
+"""Shapes of which a text may ask more than of those that it is loaded with."""
+
+
 def sets_of(usable: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """All of them at once, and each alone."""
+    """All of them at once, each alone, and one of each edge."""
     taken: set[str] = set()
     together: list[Tensor] = []
     for k, t in enumerate(usable):
@@ -282,6 +287,9 @@ def sets_of(usable: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     yield tuple(together)
     for t in usable:
         yield (t,)
+    for shape in EDGES:
+        if any(len(t.shape) == len(shape) for t in usable):
+            yield (Tensor(usable[0].name, shape),)
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
@@ -386,7 +394,12 @@ def programs_of_sets(
     a set cannot be used."""
     seen: set[tuple[Program, ...]] = set()
     for tensors in sets_of(usable):
-        found = elaborate(module, tensors, parameters)
+        try:
+            found = elaborate(module, tensors, parameters)
+        except UpdslError:
+            if tensors[0].shape in EDGES and len(tensors) == 1:
+                continue  # the rule is not for such tensors
+            raise
         if found.constants & numbers.keys():
             yield None
         elif found.programs not in seen:

@@ -214,7 +214,8 @@ class Terms:
         outer, inner = [p for p in parts if still(p[0])], [p for p in parts if not still(p[0])]
         if not inner:
             return x
-        return self.mul([(self.const(c), Fraction(1)), *outer, (self.make("average", (self.mul(inner),), weights, plain(x.type)), Fraction(1))])
+        inside = self.mul(inner)
+        return self.mul([(self.const(c), Fraction(1)), *outer, (self.make("average", (inside,), weights, plain(inside.type)), Fraction(1))])
 
     # --- everything --------------------------------------------------------------------------------------------------
 
@@ -288,6 +289,10 @@ class Terms:
             return self.const(not x.value)
         return x.args[0] if x.op == "not" else self.make("not", (x,), (), x.type)
 
+    def spread(self, x: Term, type_: Type) -> Term:
+        """x as what a reduction runs over, whose cells are counted: of the type that it is written for, also where it turns out to be coarser."""
+        return x if x.scope == type_.scope or x.value == 0 or x.type.window else self.make("spread", (x,), (), replace(type_, boolean=x.type.boolean))
+
     def both(self, every: bool, x: Term, y: Term, type_: Type) -> Term:
         for a, b in ((x, y), (y, x)):
             if isinstance(a.value, bool):
@@ -333,12 +338,13 @@ class Terms:
             return x if op not in MEASURES else self.abs(x)
         if op in ("sum", "mean") and x.op == "lin":
             *factors, number = x.data
-            if op == "mean" or not number:
+            alike = all(t.scope == x.scope or (op == "mean" and t.scope <= scope) for t in x.args)
+            if alike and (op == "mean" or not number):
                 parts = [(c, self.reduce(op, (t,), static, type_)) for c, t in zip(factors, x.args, strict=True)]
                 return self.lin([*parts, (Fraction(1), self.const(number))])
         if op in MEASURES | {"sum", "mean", "dot"} and not (op == "norm" and static and static[0] == 0):
             outer, inner = zip(*(self.shared_factors(a, scope) for a in args), strict=True)
-            if any(f.value != 1 for f in outer):
+            if any(f.value != 1 for f in outer) and all(i.scope | scope == a.scope | scope for i, a in zip(inner, args, strict=True)):
                 made = self.make(op, inner, static, type_) if all(i.value is None for i in inner) else self.counted(op, inner, static, type_)
                 return self.times(*((self.abs(f) if op in MEASURES else f) for f in outer), made)
         if op in ("min", "max", "median"):
@@ -470,6 +476,10 @@ def rebuilt(terms: Terms, t: Term, args: Sequence[Term]) -> Term:
             return terms.mul(zip(args, t.data, strict=True))
         case "joint" | "average":
             return terms.make(t.op, tuple(args), t.data, t.type)
+        case op if op in REDUCTIONS:
+            return terms.apply(op, [terms.spread(x, old.type) for x, old in zip(args, t.args, strict=True)], t.data, t.type)
+        case "spread":
+            return terms.spread(args[0], t.type)
         case op if op in OPS:
             return terms.apply(op, args, t.data, t.type)
     return terms.make(t.op, tuple(args), t.data, t.type)
