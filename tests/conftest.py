@@ -25,6 +25,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture
+def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No law is proved: what streams find is looked at."""
+    monkeypatch.setattr("updsl.laws.decide.prove", lambda *_: None)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write the expected messages of tests/bad_rules anew; read the difference before you commit it")
 

@@ -53,7 +53,7 @@ def test_what_is_proved_is_tried_in_float32() -> None:
     assert decided(OVERFLOWS, dtype="float64").counterexample is None
 
 
-def test_what_is_tested_is_tried_in_float32() -> None:
+def test_what_is_tested_is_tried_in_float32(unproved: None) -> None:
     text = "rule f:\n    return (g + 1e6) - 1e6\n\nlaw it: abs(g) <= 1 implies abs(out - g) < 1e-3\n"
     found = decided(text)
     assert (found.kind, found.detail.split("; ")[-1]) == ("tested", "in float32 it fails")
@@ -64,14 +64,14 @@ def test_what_is_tested_is_tried_in_float32() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "fails"), [("float64", False), ("float32", False), ("float16", False), ("bfloat16", True)])
-def test_a_law_in_a_type_of_its_own(dtype: str, fails: bool) -> None:
+def test_a_law_in_a_type_of_its_own(dtype: str, fails: bool, unproved: None) -> None:
     found = decided("rule f = clip abs > 1/3\n\nlaw it: abs(out) < 0.3335\n", dtype=dtype)
     assert (found.kind == "refuted") == fails, str(found)
     if fails:
         broken(found)
 
 
-def test_weights_are_rounded_to_the_type() -> None:
+def test_weights_are_rounded_to_the_type(unproved: None) -> None:
     text = "rule f = adamw(weight_decay = 0)\n\nlaw it: t == 1 and lr == 0.001 and abs(g) >= 0.1 implies out != 0\n"
     found = decided(text, 200, dtype="bfloat16")
     assert found.kind == "refuted", "at a weight of 1 there is no step between 0 and 2^-8"
@@ -79,7 +79,7 @@ def test_weights_are_rounded_to_the_type() -> None:
     broken(found)
 
 
-def test_out_of_time_is_not_false() -> None:
+def test_out_of_time_is_not_false(unproved: None) -> None:
     text = "rule f = ema\n\nlaw it: norm(out) <= 1e-30\n"
     found = decided(text, timeout=1e-9)
     assert found.kind == "tested"
@@ -90,7 +90,12 @@ def test_out_of_time_is_not_false() -> None:
     assert late.kind == "tested"
     assert 0 < int(late.detail.split()[0]) < 100_000
     assert late.detail.endswith("out of time after 3 s")
-    assert decided(OVERFLOWS, timeout=1e-9).kind == "proved"
+
+
+def test_what_is_proved_needs_no_time_for_streams() -> None:
+    found = decided(OVERFLOWS, timeout=1e-9)
+    assert found.kind == "proved"
+    assert found.detail.endswith("out of time after 1e-09 s")
 
 
 SNIPPETS = {

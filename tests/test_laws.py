@@ -91,7 +91,7 @@ def test_what_is_found_breaks_the_law_again(tmp_path: Path) -> None:
     assert Trial(module, claim_of(module, law), setting.tensors, defaults(module), {}).run(setting).breach == found.counterexample.breach
 
 
-def test_a_verdict_does_not_change(tmp_path: Path) -> None:
+def test_a_verdict_does_not_change(tmp_path: Path, unproved: None) -> None:
     text = f"{EMA}\n\nlaw it: t == 2 implies out == 0.1*g\nlaw other: norm(out) <= 5\n"
     assert list(map(str, verdicts(tmp_path, text).values())) == list(map(str, verdicts(tmp_path, text).values()))
     assert "seed 7" in verdicts(tmp_path, f"{CLIP}\nlaw it: norm(out) <= c per all", seed=7)["it"].detail
@@ -114,14 +114,14 @@ def test_laws_that_say_nothing(law: str, tmp_path: Path) -> None:
     assert verdict(tmp_path, CLIP, law).kind == "vacuous"
 
 
-def test_gradients_may_be_any_only_where_the_law_says_so(tmp_path: Path) -> None:
+def test_gradients_may_be_any_only_where_the_law_says_so(tmp_path: Path, unproved: None) -> None:
     assert verdict(tmp_path, EMA, "isfinite(norm(out))").kind == "tested"
     found = verdict(tmp_path, EMA, "isfinite(norm(out)) for g any")
     assert found.kind == "refuted"
     assert verdict(tmp_path, EMA, "rule(g) == rule(g) for g any").kind == "tested"
 
 
-def test_inputs_are_drawn_and_the_same_in_every_run(tmp_path: Path) -> None:
+def test_inputs_are_drawn_and_the_same_in_every_run(tmp_path: Path, unproved: None) -> None:
     rule = "rule f:\n    input h, loss per all, P as matrix\n    return P @ (g + h)*loss"
     assert verdict(tmp_path, rule, "rule(g) == rule(0 + g)").kind == "tested"
     assert verdict(tmp_path, rule, "out == g").kind == "refuted"
@@ -147,7 +147,7 @@ def test_mistakes_come_before_laws(tmp_path: Path) -> None:
     assert error.value.diagnostics[0].code == "unknown-name"
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, unproved: None) -> None:
     file = tmp_path / "mine.upd"
     file.write_text(f"{CLIP}\n\nlaw yes: norm(out) <= c per all\nlaw no: norm(out) <= c/2 per all\n", encoding="utf-8")
     result = CliRunner().invoke(cli, ["check", "--laws", "--examples", "20", str(file)], standalone_mode=False)
