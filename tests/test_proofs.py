@@ -190,6 +190,8 @@ COUNTED = {
     "what cancels and is no number": ("rule f = g / norm(g) - g / norm(g)", "out == 0"),
     "tensors of one entry": ("rule f = if numel == 1 then 2*g else g", "out == g"),
     "square tensors": ("rule f = if rows == cols then 2*g else g", "out == g"),
+    "tensors of three dimensions": ("rule f = g", "ndim == 3 implies out == 2*g"),
+    "a name that only the law asks for": ("rule f = g", 'name == "bias" implies out == 2*g'),
     "how many tensors there are": ("rule part = g / tensors\nrule f = part", "out == g"),
     "a root squared": ("rule f = sqrt(g)^2", "out == g"),
 }
@@ -198,5 +200,5 @@ COUNTED = {
 @pytest.mark.parametrize(("rule", "law"), COUNTED.values(), ids=COUNTED)
 def test_what_only_seems_to_hold_is_not_proved(rule: str, law: str, tmp_path: Path) -> None:
     found = verdict(tmp_path, rule, law, 100)
-    assert found.kind == "refuted", str(found)
+    assert found.kind in ("refuted", "vacuous"), str(found)
     assert "by " not in found.detail, str(found)

@@ -37,6 +37,8 @@ class Prover:
         self.terms, self.ranges, self.still, self.algebra = terms, ranges, still, algebra
         self.memo: dict[tuple[str, Term, Facts], list[Term]] = {}
         self.patience = PATIENCE
+        self.compares_anything = False
+        """Whether there is a tensor for which a premise can hold."""
         self.compared: list[tuple[str, Term, Term]] = []
         self.chosen: dict[Term, None] = {}
         """What a proof is made of: comparisons, and the choices whose cases were told apart."""

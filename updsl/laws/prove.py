@@ -101,8 +101,8 @@ class Case:
 
 def by_algebra(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> str | None:
     """The argument, if what the law compares compares so in every case that the rule and the law tell apart."""
-    if reads_tensors(module.rule, module.unit):
-        return None  # how many tensors there are is a literal of a Program
+    if reads_tensors(module.rule, module.unit) or any(isinstance(n, syntax.Name) and n.id == "name" for n in nodes(law)):
+        return None  # how many tensors there are is a literal of a Program; names that only the law asks for are not looked at
     claim = claim_of(module, law)
     provers: list[Prover] = []
     try:
@@ -114,6 +114,8 @@ def by_algebra(module: Module, law: syntax.Law, parameters: Mapping[str, Constan
                 return None
             provers.append(prover)
     except (UpdslError, Exhausted):
+        return None
+    if not any(p.compares_anything for p in provers):
         return None
     telling = max(provers, key=lambda p: len(p.compared))
     return argument(telling.compared, telling.chosen)
@@ -152,7 +154,10 @@ def claim_prover(
     prover = Prover(terms, ranges_after(steps, case.any_step), steps.is_still, ALGEBRA)
     for s in said:
         facts = frozenset() if s.premise is None else prover.told(frozenset(), prover.settled(s.premise, frozenset()), True)
-        if facts is not None and not prover.proves(s.claim, facts):
+        if facts is None:
+            continue
+        prover.compares_anything = True
+        if not prover.proves(s.claim, facts):
             return None
     return prover if all(prover.is_number(t, frozenset()) for t in dropped) else None
 

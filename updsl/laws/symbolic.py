@@ -273,7 +273,7 @@ def widened(old: Range, new: Range) -> Range:
 # --- sets of tensors -------------------------------------------------------------------------------------------------
 
 
-EDGES = ((1,), (1, 1), (1, 5), (5, 1), (3, 3), (1, 1, 1), (5000,), (300, 200))
+EDGES = ((1,), (1, 1), (1, 5), (5, 1), (3, 3), (1, 1, 1), (2, 3, 2), (5000,), (300, 200), (2, 1, 3, 1, 2, 2), (1, 2, 1, 2, 1, 2, 2))
 """Shapes of which a text may ask more than of those that it is loaded with."""
 
 
@@ -287,9 +287,7 @@ def sets_of(usable: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     yield tuple(together)
     for t in usable:
         yield (t,)
-    for shape in EDGES:
-        if any(len(t.shape) == len(shape) for t in usable):
-            yield (Tensor(usable[0].name, shape),)
+    yield from ((Tensor(usable[0].name, shape),) for shape in EDGES)
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
