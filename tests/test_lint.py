@@ -223,6 +223,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
                 ": rule(k*g) == rule(g) for k in [1, 1]",
                 ": abs(sign(out)) <= k for k in [0, 1]",
                 "(c = 1): norm(out) < c + 1",
+                ': name ~ "lm_head" and ndim > 1 implies norm(out) == 1',
             )
         ],
     ),

@@ -9,8 +9,10 @@ from updsl.core.frame import Tensor
 from updsl.core.ir import Apply, Expr, Ref, rewrite, walk
 from updsl.front import syntax
 from updsl.front.claim import CLAIM, COMPARISONS, PREMISE, RESULT, Claim, claim_of
+from updsl.front.contents import nodes
 from updsl.front.elaborate import elaborate
 from updsl.front.module import Module
+from updsl.front.probes import tensors_of
 from updsl.front.statics import constant
 from updsl.front.unit import Constant
 from updsl.laws.lints.bounds import Bounds
@@ -29,7 +31,9 @@ def law_always_holds(module: Module, law: syntax.Law, values: Mapping[str, Const
     claim = claim_of(module, law)
     known = {**parameters, **{n: 1.0 for n in claim.module.parameters if n not in parameters}}
     fixed = {n: v for n, v in parameters.items() if n not in claim.ranges}
-    flows = [Flow(claim.module, p, fixed) for p in elaborate(claim.module, TENSORS, known).programs]
+    named = any(isinstance(n, syntax.Name) and n.id == "name" for n in nodes(law))
+    tensors = tensors_of(claim.module, known) if named else TENSORS
+    flows = [Flow(claim.module, p, fixed) for p in elaborate(claim.module, tensors, known).programs]
     if not any(_reads_result(flow) for flow in flows):
         yield _always(law, "nothing here depends on what the rule gives", "say something of `out`, or of `rule(…)`")
     elif all(holds(flow, claim, parameters) for flow in flows):
