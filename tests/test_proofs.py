@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import updsl
 from updsl.laws.verdict import Verdict
+from updsl.middle.algebra import Algebra
 
 EXAMPLES = 40
 
@@ -202,3 +204,26 @@ def test_what_only_seems_to_hold_is_not_proved(rule: str, law: str, tmp_path: Pa
     found = verdict(tmp_path, rule, law, 100)
     assert found.kind in ("refuted", "vacuous"), str(found)
     assert "by " not in found.detail, str(found)
+
+
+def test_algebra_answers_after_a_question_that_took_too_long() -> None:
+    x, parts = ["symbol", "x", "positive"], [["symbol", f"a{i}", "real"] for i in range(21)]
+    one = ["add", ["mul", x, ["power", x, "-1"]], ["number", "-1"]]
+    algebra = Algebra()
+    assert algebra.is_zero(one)
+    assert not algebra.is_zero(x)
+    assert algebra.is_nonnegative(["mul", x, ["power", parts[0], "2"]])
+    assert not algebra.is_nonnegative(parts[0])
+    algebra.patience = 0.5
+    assert algebra.ask("zero", ["add", *(["power", ["add", a, b, ["number", "1"]], "-1"] for a, b in pairwise(parts))]) is None
+    assert algebra.process is None
+    algebra.patience = 30
+    assert algebra.is_zero(one)
+    algebra.close()
+
+
+def test_algebra_does_not_evaluate_text() -> None:
+    algebra = Algebra(30)
+    assert algebra.ask("zero", ["number", "__import__('os')"]) is None
+    assert algebra.is_zero(["number", "0"])
+    algebra.close()
