@@ -162,3 +162,16 @@ def test_the_command(tmp_path: Path, unproved: None) -> None:
 @pytest.mark.parametrize("name", ["adam", "clip_norm", "ema", "lion", "norm", "sinkgd", "zclip"])
 def test_laws_of_the_library(name: str) -> None:
     assert {v.kind for v in updsl.check(name, examples=6)} <= {"tested", "proved"}
+
+
+def test_a_law_is_tried_on_a_tensor_for_each_pattern(tmp_path):
+    rule = 'rule f:\n    match:\n        name ~ "head": 2*g\n        name ~ "embed": 3*g\n        else: g'
+    assert verdict(tmp_path, rule, 'name ~ "embed" and ndim > 1 implies out == 3*g').kind in ("tested", "proved")
+    assert verdict(tmp_path, rule, 'name ~ "embed" and ndim > 1 implies out == 2*g').kind == "refuted"
+    assert verdict(tmp_path, rule, 'name ~ "head" and ndim > 1 implies out == 3*g').kind == "refuted"
+
+
+@pytest.mark.parametrize("stream", ["1", "if t == 1 then 2 else 0", 'if name == "weight" then g else 0', "norm(g) per all"])
+def test_a_stream_may_be_a_number(tmp_path, stream):
+    assert verdict(tmp_path, CLIP, f"norm(rule({stream})) <= c per all").kind in ("tested", "proved")
+    assert verdict(tmp_path, "rule f = g", f"rule({stream}) == 7").kind == "refuted"

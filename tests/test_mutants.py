@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +18,7 @@ from updsl.front.unit import Unit, load_unit
 from updsl.laws import mutations
 from updsl.laws.mutants import MutantReport, mutants, variants
 
+ROOT = Path(__file__).resolve().parents[1]
 EMA = "rule f(beta = 0.9):\n    state m = 0\n    m ← beta*m + (1 - beta)*g\n    return m\n"
 
 TEXTS = {
@@ -145,3 +149,22 @@ def test_laws_and_examples_of_the_library_kill_what_is_wrong():
     killed, survivors = (sum(len(ms) for ms in part) for part in zip(*((r.killed, r.survivors) for r in reports.values()), strict=True))
     assert killed >= 0.95 * (killed + survivors), "\n".join(f"{name}: {report}" for name, report in reports.items() if report.survivors)
     assert not [name for name, r in reports.items() if r.unsound]
+
+
+@pytest.fixture
+def written() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_laws", ROOT / "docs" / "write_laws.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_lists_the_laws_and_rules_of_the_library(written):
+    text = written.PAGE.read_text(encoding="utf-8")
+    laws, scores = (written.rows_of(text, head) for head in (written.LAWS, written.SCORES))
+    assert [row[:3] for row in laws] == [law for name in sorted(library().rules) for law in written.listed(name)]
+    assert [row[0] for row in scores] == sorted(library().rules)
+    assert {row[3] for row in laws} == {"proved", "tested"}
+    assert text == written.page(laws, scores)

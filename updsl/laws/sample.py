@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -251,7 +252,8 @@ def _sets(usable: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """Sets of tensors that the rule can be used for, the smallest first: one alone, several, and several of very different sizes."""
     small = [t for t in (Tensor("weight", s) for s in ((1,), (2,), (2, 2), (1, 2), (2, 1), ())) if _fits(t, usable)]
     names = list(dict.fromkeys(t.name for t in usable))
-    arms = [(Tensor(n, t.shape),) for n in names[1:4] for t in usable if t.name == n][:6]
+    of_name = [[t for t in usable if t.name == n] for n in names[1:7]]
+    arms = [(t,) for same in zip_longest(*of_name) for t in same if t is not None][:9]
     many = [Tensor("weight", (4, 3)), Tensor("x", (3,)), Tensor("0", (1, 8)), *(t[0] for t in arms[:1])]
     sizes = [Tensor("weight", (37, 5)), Tensor("x", (1,)), Tensor("0", (2, 1, 3))]
     more = [tuple({t.name: t for t in ts if _fits(t, usable)}.values()) for ts in (many, sizes)]
