@@ -112,6 +112,8 @@ MEANINGS = {
         "t == 2 implies rule(if t == 1 then 0*g else g) == (1 - beta)*g",
         "t == 2 implies rule(if t == 1 then g else g) == (1 - beta)*g",
     ),
+    "a stream of numbers": (EMA, "rule(if t == 1 then 1 else 0) == (1 - beta)*beta^(t - 1)", "rule(if t == 1 then 1 else 0) == 0"),
+    "a number for each row": ("rule f = norm per row", "norm(g) > 0 per row implies rule(norm(g) per row)*sqrt(cols) == 1", "rule(norm(g) per row) == g"),
     "a setting": (EMA, "t == 1 implies out == 0.5*g", "t == 1 implies out == 0.1*g", "beta = 0.5"),
     "two ranges": (
         EMA,

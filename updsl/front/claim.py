@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 from updsl.core.frame import Tensor
-from updsl.core.ir import Apply, Const, Expr, Program, Reduce, Ref, State, bindings, joined
+from updsl.core.ir import GRID, Apply, Const, Expr, Program, Reduce, Ref, State, bindings, joined
 from updsl.front import syntax
 from updsl.front.claims import inputs_of
 from updsl.front.elaborate import elaborate
@@ -140,8 +140,9 @@ class Split:
         if PREMISE in self.commits:
             self.made[PREMISE] = self.number(self.commits.pop(PREMISE))
         self.tree = self.split(self.source(self.commits.pop(CLAIM)))
-        states = [s for s in p.states if s.name in self.commits] + [State(n, ZERO, self.type) for n in self.made]
-        self.program = replace(p, states=tuple(states), commits=(*self.commits.items(), *self.made.items()), watches=())
+        streams = {n: Apply("spread", (e,), GRID) for n, e in self.commits.items()}
+        states = [State(n, ZERO, GRID) for n in streams] + [State(n, ZERO, self.type) for n in self.made]
+        self.program = replace(p, states=tuple(states), commits=(*streams.items(), *self.made.items()), watches=())
 
     def source(self, e: Expr) -> Expr:
         """What a state is given, behind names and stores."""

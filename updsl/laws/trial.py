@@ -157,9 +157,8 @@ class Trial:
             frame.inputs.update({f"{RESULT} {k}": {n: np.zeros(x.shape) for n, x in g.items()} for k in others})
             for k in others:
                 stream = self.law.step(state, frame).state.values[f"{STREAM} {k}"]
-                exact = {n: spread(stream, n, x.shape) for n, x in g.items()}
-                streams.append({n: numeric.rounded(x, self.dtype) for n, x in exact.items()})
-                if not self.claim.any_gradients and any(not np.isfinite(x).all() and np.isfinite(exact[n]).all() for n, x in streams[k].items()):
+                streams.append({n: numeric.rounded(np.asarray(stream[n], np.float64).reshape(g[n].shape), self.dtype) for n in g})
+                if not self.claim.any_gradients and any(not np.isfinite(x).all() and np.isfinite(stream[n]).all() for n, x in streams[k].items()):
                     return
                 results.append(copies[k].step(streams[k], given, setting))
                 frame.inputs[f"{RESULT} {k}"] = results[k]
@@ -235,12 +234,6 @@ def frame_of(g: Arrays, w: Arrays, setting: Setting, inputs: dict[str, Any]) -> 
     numbers = {n: float(v) for n, v in {**setting.parameters, **setting.numbers}.items() if not isinstance(v, str)}
     batch = next((len(x) for x in inputs.get("samples", {}).values()), None)
     return Frame(dict(g), w, dict.fromkeys(g, 0), {0: setting.lr}, {0: numbers}, inputs, batch, setting.seed)
-
-
-def spread(stream: Arrays, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A stream's value of this tensor, by the key of its scope (there is one group); a number stands for all entries."""
-    x = np.asarray(stream[name] if name in stream else next(iter(stream.values())), np.float64)
-    return np.full(shape, x.item()) if x.size == 1 else x.reshape(shape)
 
 
 def finite_max(x: Any) -> float:
