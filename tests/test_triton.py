@@ -319,6 +319,14 @@ def test_values_of_groups_and_of_the_model_in_one_rule() -> None:
     assert compared(updsl.parse(text), "interpret", torch.float64) <= 1e-9
 
 
+@needs_triton
+def test_means_of_what_is_a_number_for_all_entries() -> None:
+    text = (
+        "rule r:\n    state m = 0\n    m ← 0.5*m + g\n    reset m when pi > 0.5\n    x = g + mean(2^(-abs(m)))\n    return x → clip norm > 0.1 per block(3)\n"
+    )
+    assert compared(updsl.parse(text), "interpret", torch.float64) <= 1e-9
+
+
 def engine_for(device: str) -> Engine:
     rule = updsl.parse("norm per column → clip z > 2.5")
     return rule.engine(rule.init({"x": torch.zeros(2, 2)}).layout, False, "auto", device=device)

@@ -200,6 +200,7 @@ def least(x, axis: tl.constexpr):
 @triton.jit
 def anchor(x, inside, axis: tl.constexpr):
     """One of the finite x, and 0 if there is none: sums of differences from it lose no digits."""
-    most = tl.max(tl.where(inside & is_finite(x), x, -float("inf")), axis, keep_dims=True)
+    finite = tl.where(is_finite(x), x, -float("inf"))  # a number where x is one: not yet spread
+    most = tl.max(tl.where(inside, finite, -float("inf")), axis, keep_dims=True)
     return tl.where(most == -float("inf"), 0.0, most).to(tl.float64)
 '''
