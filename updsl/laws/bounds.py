@@ -156,7 +156,7 @@ class Prover:
 
     def choices(self, t: Term) -> Iterator[Term]:
         """The conditions of choices in t that hold in all of the cells that a place of it sees, or in none; then whether what it divides by is 0."""
-        return (c for c in self.conditions(t) if c.type.samples <= t.type.samples)
+        return (c for c in self.conditions(t) if c.type.samples <= t.type.samples and not c.type.window)
 
     def conditions(self, t: Term) -> Iterator[Term]:
         waiting: list[tuple[Term, tuple[Term, ...]]] = [(t, ())]
@@ -336,10 +336,11 @@ class Prover:
     def of_product(self, t: Term, upper: bool, facts: Facts, deep: int) -> Iterator[Term]:
         """Where all factors are at least 0: one of them bounded, and what then stands above and below cancelled."""
         parts = list(zip(t.args, t.data, strict=True))
-        if any(self.ranges.of(x, facts).low < 0 and p.numerator % 2 for x, p in parts):
+        signed = [self.ranges.of(x, facts).low < 0 for x, _ in parts]
+        if any(s and p.numerator % 2 for s, (_, p) in zip(signed, parts, strict=True)):
             return
         for i, (x, p) in enumerate(parts):
-            for u in self.bounds(x, upper == (p > 0), facts, deep)[: 2 * MANY]:
+            for u in self.bounds(self.terms.abs(x) if signed[i] else x, upper == (p > 0), facts, deep)[: 2 * MANY]:
                 if u is not x and self.ranges.of(u, facts).low >= 0:
                     made = self.cancelled([*parts[:i], *self.factors(u, p), *parts[i + 1 :]], facts)
                     if made is not None:

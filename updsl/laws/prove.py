@@ -35,7 +35,7 @@ OUT = (syntax.Name("out"), syntax.Call("rule", (syntax.Argument(None, G),)))
 
 def prove(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> str | None:
     """The argument for a law with these values of the rule's parameters, if one is found."""
-    if any(q.kind == "any" for q in law.quantifiers):
+    if any(q.kind == "any" for q in law.quantifiers) or not tensors_of(module, parameters):
         return None
     return by_units(module, law, parameters) or by_structure(module, law, parameters) or by_algebra(module, law, parameters)
 
@@ -49,7 +49,7 @@ def by_structure(module: Module, law: syntax.Law, parameters: Mapping[str, Const
     try:
         if not all(case is not None and case.moves(symmetry, reading) for case in cases(module, law, parameters)):
             return None
-    except (UpdslError, Exhausted):
+    except (UpdslError, Exhausted, OverflowError):
         return None
     return f"by structure: {symmetry.words}"
 
@@ -113,7 +113,7 @@ def by_algebra(module: Module, law: syntax.Law, parameters: Mapping[str, Constan
             if prover is None:
                 return None
             provers.append(prover)
-    except (UpdslError, Exhausted):
+    except (UpdslError, Exhausted, OverflowError):
         return None
     if not any(p.compares_anything for p in provers):
         return None
@@ -133,7 +133,7 @@ def claim_prover(
     """What has proved the claim for these tensors, if it did."""
     terms, numbers = Terms(MOST), claim.ranges_of(parameters)
     steps = Steps(terms, programs, parameters, numbers)
-    at_first = says_first(claim.law.premise, parameters)
+    at_first = says_first(claim.law.premise, unquantified(claim.law, parameters))
     case = Case(steps, at_first)
     more = {("builtin", "t"): terms.const(1)} if at_first else {}
     g = terms.leaf("builtin", "g", GRID)
@@ -166,9 +166,14 @@ def cases(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -
     """The rule on each set of tensors that it can be used for; None where it is another rule for each number that is quantified."""
     claim = claim_of(module, law)
     numbers: Numbers = claim.ranges_of(parameters)
-    at_first = says_first(law.premise, parameters)
+    at_first = says_first(law.premise, unquantified(law, parameters))
     for found in programs_of_sets(module, tensors_of(module, parameters), parameters, numbers):
         yield found and Case(Steps(Terms(), found[1], parameters, numbers), at_first)
+
+
+def unquantified(law: syntax.Law, parameters: Mapping[str, Constant]) -> dict[str, Constant]:
+    """The parameters that have one value in a law."""
+    return {n: v for n, v in parameters.items() if all(q.name != n for q in law.quantifiers)}
 
 
 def says_first(premise: syntax.Expr | None, parameters: Mapping[str, Constant]) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from updsl.core.ops import REDUCTIONS
-from updsl.core.scope import TENSOR
+from updsl.core.scope import ALL, TENSOR
 from updsl.laws.terms import MEASURES, Term, monomial
 
 INF = math.inf
@@ -201,7 +201,7 @@ class Ranges:
                 return Range(0.0, y.high)
             case ("norm" | "rms" | "absmax" | "std" | "var") as word, [x]:
                 made = measure(word, t.data[0] if t.data else 2.0, x)
-                if word != "std" and word != "var" and self.is_told_nonzero(t.args[0], facts):
+                if word not in ("std", "var") and not of_negative_power(t) and self.is_told_nonzero(t.args[0], facts):
                     made = replace(made, zero=False)
                 return made
             case "sum" | "trace", [x]:
@@ -320,7 +320,17 @@ class Ranges:
 
 def within(t: Term, measure: Term) -> bool:
     """Whether this is a measure of t, so that t is 0 where it is."""
-    return measure.op in ("norm", "rms", "absmax") and (measure.args[0] is t or (t.op == "abs" and t.args == measure.args)) and not measure.type.samples
+    return (
+        measure.op in ("norm", "rms", "absmax")
+        and not of_negative_power(measure)
+        and (measure.args[0] is t or (t.op == "abs" and t.args == measure.args))
+        and not measure.type.samples
+    )
+
+
+def of_negative_power(measure: Term) -> bool:
+    """A norm with p < 0 is 0 where any of its cells is."""
+    return measure.op == "norm" and bool(measure.data) and measure.data[0] < 0
 
 
 def over_zero(t: Term, product: Term) -> Iterator[Callable[[Range], Range]]:
@@ -348,7 +358,10 @@ def inside(facts: frozenset[Fact], t: Term) -> frozenset[Fact]:
     """The facts that are known in every cell that t is made of."""
     if t.op in ELEMENTWISE or t.op in ONE:
         return facts
-    scope = t.scope if t.op in REDUCTIONS or t.op == "joint" else t.scope if t.scope <= TENSOR else TENSOR
+    if t.op == "largest":
+        scope = ALL  # its cells may be compared with those of all tensors
+    else:
+        scope = t.scope if t.op in REDUCTIONS or t.op == "joint" or t.scope <= TENSOR else TENSOR
     return frozenset((c, h) for c, h in facts if c.scope <= scope and c.type.samples <= t.type.samples)
 
 
@@ -441,7 +454,8 @@ def exponential(x: Range, y: Range) -> Range:
         if a or b > 0
     ]
     low = 0.0 if x.low == 0 or (y.high == INF and x.low < 1) else min(ends)
-    return Range(low, max(ends), x.zero)
+    high = INF if x.low == 0 and y.low < 0 else max(ends)  # the base comes near 0
+    return Range(low, high, x.zero)
 
 
 def measure(op: str, p: float, x: Range) -> Range:

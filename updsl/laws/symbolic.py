@@ -16,7 +16,7 @@ from updsl.front.elaborate import elaborate
 from updsl.front.module import Module
 from updsl.front.unit import Constant
 from updsl.laws.ranges import ANYTHING, INF, REAL, Range, Ranges
-from updsl.laws.terms import Term, Terms, substituted, walk
+from updsl.laws.terms import Exhausted, Term, Terms, substituted, walk
 
 COUNTS = frozenset("t rows cols numel ndim batch".split())
 ROUNDS = 24
@@ -159,6 +159,8 @@ class Run:
             self.c = c
             found[c] = self.expr(e)
         first = next(iter(found.values()))
+        if spreads_differ(self, exprs):
+            raise Exhausted
         if any(t is not first for t in found.values()):
             e = next(iter(exprs.values()))
             op = e.op if isinstance(e, Reduce | Apply) else "joint"
@@ -217,6 +219,16 @@ class Run:
                 return self.terms.times(*(self.terms.leaf("builtin", n, e.type) for n in ("rows", "cols")))
             case _:
                 return self.terms.leaf(e.kind, e.name, e.type)
+
+
+def spreads_differ(run: Run, exprs: Mapping[int, Expr]) -> bool:
+    """Whether it is a std or var of what differs from class to class: that of all cells says more than each class's own."""
+    operands: set[Term] = set()
+    for c, e in exprs.items():
+        if isinstance(e, Reduce) and e.op in ("std", "var"):
+            run.c = c
+            operands.add(run.expr(e.args[0]))
+    return len(operands) > 1
 
 
 # --- ranges of leaves ------------------------------------------------------------------------------------------------

@@ -143,7 +143,10 @@ class Terms:
             if t.op == "mul" and power != 1 and any(p.denominator > (p * power).denominator for p in t.data):
                 self.dropped[t] = None
             for x, p in inner:
-                found[x, p > 0] = found.get((x, p > 0), Fraction(0)) + p
+                whole = found.get((x, p > 0), Fraction(0)) + p
+                if p.denominator > whole.denominator:  # √x·√x is x where x is at least 0
+                    self.dropped[self.make("mul", (x,), (abs(p),), plain(x.type))] = None
+                found[x, p > 0] = whole
         if radicand != 1:
             exact = exact_root(radicand)
             number *= exact or 1
