@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import inf
 
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Tensor
@@ -13,9 +14,10 @@ from updsl.front.contents import input_items
 from updsl.front.context import Context, Default, Env, Facts, Flag, Instance, Slot, Value
 from updsl.front.elaborate import PROBES, deep_recursion, of_text
 from updsl.front.expression import expression
-from updsl.front.module import Module
+from updsl.front.module import Module, check_setting
 from updsl.front.sites import Sites
 from updsl.front.statements import declare_input
+from updsl.front.statics import constant, number
 from updsl.front.unit import BUILTIN_NAMES, FUNCTIONS, Constant, Unit
 
 MAX_PASSES = 20
@@ -23,7 +25,7 @@ MAX_PASSES = 20
 
 def law_mistakes(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> list[Diagnostic]:
     """What is wrong with the names and scopes of a law about the module's rule."""
-    found = list(_setting_mistakes(module, law)) + list(_quantifier_mistakes(module, law))
+    found = list(_setting_mistakes(module, law)) + list(_quantifier_mistakes(module, law)) or list(_value_mistakes(module, law, parameters))
     if found:
         return found
     with deep_recursion():
@@ -48,6 +50,26 @@ def _setting_mistakes(module: Module, law: syntax.Law) -> Iterator[Diagnostic]:
         elif s.name not in module.parameters:
             help_ = did_you_mean(s.name, module.parameters) or f"its parameters are {', '.join(f'`{n}`' for n in module.parameters) or 'none'}"
             yield Diagnostic("unknown-parameter", f"`{module.name}` has no parameter `{s.name}`", s.span, help=help_)
+
+
+def _value_mistakes(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]) -> Iterator[Diagnostic]:
+    """What the law's brackets and ranges say that cannot be a value of a parameter, or is no range. Of a law whose names are right."""
+    known = dict(parameters)
+    try:
+        for s in law.settings:
+            known[s.name or ""] = constant(s.value, known)
+            check_setting(module.parameters[s.name or ""], known[s.name or ""], s.span, f"law {law.name}({s.name} = …): …")
+        for q in law.quantifiers:
+            if q.low is not None and q.high is not None:
+                low, high = float(number(q.low, known)), float(number(q.high, known))
+                if not (low <= high and low < inf and high > -inf):
+                    message = f"the bounds of `{q.name}` are not an interval of numbers"
+                    yield Diagnostic("parameter-out-of-bounds", message, q.span, help=f"write `for {q.name} in [lo, hi]` with lo ≤ hi")
+                elif q.name in module.parameters:
+                    for end in (low, high):
+                        check_setting(module.parameters[q.name], end, q.span, f"for {q.name} in [lo, hi]")
+    except UpdslError as e:
+        yield from e.diagnostics
 
 
 def _quantifier_mistakes(module: Module, law: syntax.Law) -> Iterator[Diagnostic]:

@@ -14,6 +14,7 @@ from updsl.core.source import Span
 from updsl.front import clip, functions, instances, matrix, regex, syntax
 from updsl.front.contents import gives_weights, nodes
 from updsl.front.context import POISON, Context, Default, Env, Flag, Value
+from updsl.front.sites import Sites
 from updsl.front.statics import COMPARISONS, INFIX, fold
 from updsl.front.suggest import look_alike, suggestion
 from updsl.front.unit import BOTH, BUILTIN_NAMES, FUNCTIONS
@@ -106,13 +107,17 @@ def unknown_name(cx: Context, env: Env, e: syntax.Name) -> Value:
         )
     if env.instance is None:
         message, seen = f"unknown name `{e.id}`: a `fn` sees its parameters and functions only", [*env.arguments, *FUNCTIONS, *env.unit.fns]
+    elif env.in_law and e.id in Sites(cx.module.rule, cx.module.unit).locals:
+        message = f"`{e.id}` is inside of `{cx.module.name}`, which a law sees from outside"
+        return cx.error("unknown-name", message, e.span, help=f"say it of `out`, or write out what `{e.id}` is")
     else:
         own = [*env.instance.parameters, *(n for b in env.instance.names for n in b)]
         message, seen = (
             f"unknown name or stage `{e.id}`",
             [*own, *BUILTIN_NAMES, *FUNCTIONS, "clip", *env.unit.rules, *env.unit.fns, *functions.library_names(env.unit)],
         )
-    help_ = suggestion(e.id, seen)
+    otherwise = (f"make it a parameter of `{cx.module.name}`, or let the law range over it: `for {e.id} in [lo, hi]`",) if env.in_law else ()
+    help_ = suggestion(e.id, seen, *otherwise)
     return cx.error("unknown-name", message, e.span, notes=look_alike(e.id), help=help_)
 
 

@@ -52,7 +52,7 @@ FOREIGN = {
     "===": "write `==`",
     "!==": "write `!=`",
     "<>": "write `!=`",
-    "=>": "write `>=` to compare, `→` for a pipeline",
+    "=>": "write `>=` to compare, `→` for a pipeline, `implies` in a law",
     "{": "write `(`; a block is indented, below a line that ends in `:`",
     "}": "write `)`; a block ends where its indentation does",
     "\\": "lines join inside brackets, and a line that begins with `→` continues the one before",

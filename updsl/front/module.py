@@ -189,15 +189,24 @@ def _parameters(rule: syntax.Rule) -> Iterator[tuple[str, Parameter]]:
         yield p.name, parameter
 
 
-def check_bounds(parameter: Parameter, value: Constant) -> None:
-    """Raises UpdslError if the value is outside of the parameter's bounds."""
+def check_setting(parameter: Parameter, value: Constant, span: Span, form: str) -> None:
+    """Raises UpdslError if a law or an example cannot give the parameter this value, at this place, which it should have in this form."""
+    if isinstance(value, str) != isinstance(parameter.default, str):
+        kind = "a text, such as `mean` in quotes" if isinstance(parameter.default, str) else "a number, such as `0.9`"
+        raise UpdslError(Diagnostic("wrong-kind", f"`{parameter.name}` is {kind}", span, help=f"write `{form}`"))
+    check_bounds(parameter, value, span)
+
+
+def check_bounds(parameter: Parameter, value: Constant, span: Span | None = None) -> None:
+    """Raises UpdslError if the value is outside of the parameter's bounds. span: of the value, where it stands elsewhere."""
     if isinstance(value, (bool, str)) or parameter.low <= value <= parameter.high:
         return
     raise UpdslError(
         Diagnostic(
             "parameter-out-of-bounds",
             f"`{parameter.name}` is {value:g}, outside of its bounds [{parameter.low:g}, {parameter.high:g}]",
-            parameter.span or Span(Source("<call>", ""), 0, 0),
+            span or parameter.span or Span(Source("<call>", ""), 0, 0),
+            labels=(Label(parameter.span, "the bounds"),) if span and parameter.span else (),
             help=f"choose a value from {parameter.low:g} to {parameter.high:g}",
         )
     )

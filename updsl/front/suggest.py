@@ -21,15 +21,18 @@ LETTERS: dict[str, str] = dict(zip("АВЕКМНОРСТХасеорхуіјѕΑ
 """Letters of other scripts that look like Latin ones."""
 
 
-def suggestion(name: str, choices: Iterable[str]) -> str:
-    """Help for a name that means nothing here."""
+DECLARE = "declare it, as a parameter, a local or a rule; `updsl list` shows the rules of the library"
+
+
+def suggestion(name: str, choices: Iterable[str], otherwise: str = DECLARE) -> str:
+    """Help for a name that means nothing here; otherwise: where it looks like none that does."""
     known = [*choices, "clip", "true", "false", "inf"]
     latin = "".join(LETTERS.get(c, c) for c in name)
     if latin != name and latin in known:
         return f"write `{latin}` in Latin letters"
     if name.casefold() in ELSEWHERE:
         return f"write {ELSEWHERE[name.casefold()]}"
-    return did_you_mean(name, known) or "declare it, as a parameter, a local or a rule; `updsl list` shows the rules of the library"
+    return did_you_mean(name, known) or otherwise
 
 
 def look_alike(name: str) -> tuple[str, ...]:

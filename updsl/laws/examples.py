@@ -12,7 +12,7 @@ from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Frame, RuleState, Tensor
 from updsl.front import syntax
 from updsl.front.elaborate import elaborate
-from updsl.front.module import Module, check_bounds
+from updsl.front.module import Module, check_setting
 from updsl.front.statics import constant, number
 from updsl.front.unit import Constant
 
@@ -35,7 +35,7 @@ def example_mistakes(module: Module, example: syntax.Example) -> Iterator[Diagno
                 "example-fails",
                 f"{which} says {_text(want)}, and the rule gives {_text(have)}",
                 example.expected[step - 1].span,
-                help=f"write `{_text(have)}`, or mend the rule",
+                help=f"write `{_text(have).replace('nan', 'inf - inf')}`, or mend the rule",
             )
             return
 
@@ -74,12 +74,8 @@ def _settings(module: Module, example: syntax.Example) -> tuple[dict[str, Consta
         elif s.name in module.parameters:
             if len(s.steps) != 1 or isinstance(s.steps[0], syntax.Array):
                 raise UpdslError(Diagnostic("example-shape", f"the parameter `{s.name}` has one value", s.span, help=f"write `{s.name} = 0.9`"))
-            value, default = constant(s.steps[0], parameters), module.parameters[s.name].default
-            if isinstance(value, str) != isinstance(default, str):
-                kind = "a text, such as `mean` in quotes" if isinstance(default, str) else "a number, such as `0.9`"
-                raise UpdslError(Diagnostic("wrong-kind", f"`{s.name}` is {kind}", s.span, help=f"write `example({s.name} = …): …`"))
-            parameters[s.name] = value
-            check_bounds(module.parameters[s.name], parameters[s.name])
+            parameters[s.name] = constant(s.steps[0], parameters)
+            check_setting(module.parameters[s.name], parameters[s.name], s.span, f"example({s.name} = …): …")
         else:
             known = [*module.parameters, *module.inputs]
             help_ = did_you_mean(s.name, known) or f"it has {', '.join(f'`{n}`' for n in known) or 'none'}"
