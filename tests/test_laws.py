@@ -77,6 +77,40 @@ def test_what_is_found_is_small(tmp_path: Path) -> None:
     assert found.breach.sides == (pytest.approx(1 / 1.001), 1.0)
 
 
+def test_what_is_found_is_small_and_plain_where_only_many_entries_or_small_ones_broke_it(tmp_path: Path, unproved: None) -> None:
+    found = verdicts(tmp_path, f"{CLIP}\n\nlaw c(c = 100): norm(out) <= 5 per all\nlaw k: rule(k*g) == rule(g) for k in [1, 1e3]\n")
+    for v in found.values():
+        assert v.counterexample is not None
+        (step,) = v.counterexample.setting.steps
+        assert [x.shape for x in step.values()] == [(1,)]
+        assert all(f"{x:.0e}" == f"{x:e}".replace("00000", "").replace(".0e", "e") for g in step.values() for x in g.tolist())
+
+
+def test_what_fails_is_named(tmp_path: Path) -> None:
+    assert str(verdict(tmp_path, CLIP, "not norm(out) > c/2 per all")).endswith("at step 1 `not >` fails: 1 against 0.5")
+    assert str(verdict(tmp_path, CLIP, "not (norm(out) > c/2 per all) and out == out")).endswith("at step 1 at [0] `not >` fails: 1 against 0.5")
+    assert str(verdict(tmp_path, CLIP, "isfinite(out) for g any")).endswith("at step 1 at [0] the claim does not hold")
+
+
+def test_a_name_that_only_the_law_asks_for_is_tried(tmp_path: Path) -> None:
+    found = verdicts(tmp_path, f'{CLIP}\n\nlaw yes: name ~ "head" implies norm(out) <= c per all\nlaw no: name == "b.head" implies norm(out) <= c/2 per all\n')
+    assert found["yes"].kind == "tested", str(found["yes"])
+    assert found["no"].kind == "refuted", str(found["no"])
+    assert "step 1: g of b.head = " in str(found["no"])
+
+
+@pytest.mark.parametrize("scope", ["row", "column", "tensor", "group", "all", "block(2)"])
+def test_a_stream_may_be_of_any_scope(scope: str, tmp_path: Path) -> None:
+    assert verdict(tmp_path, CLIP, f"norm(rule(norm(g) per {scope})) <= c per all").kind in ("tested", "proved")
+    assert verdict(tmp_path, CLIP, f"norm(rule(norm(g) per {scope})) <= c/2 per all").kind == "refuted"
+
+
+def test_a_range_may_have_no_end(tmp_path: Path, unproved: None) -> None:
+    far = "norm(rule(k*g)) <= c per all for k in [1e30*1e9, inf]"
+    found = verdicts(tmp_path, f"{CLIP}\n\nlaw yes: norm(rule(k*g)) <= c per all for k in [1, inf]\nlaw far: {far}\n")
+    assert [v.kind for v in found.values()] == ["tested", "tested"]
+
+
 def test_what_is_found_breaks_the_law_again(tmp_path: Path) -> None:
     file = tmp_path / "mine.upd"
     file.write_text(f"{EMA}\n\nlaw it: t == 3 implies out == 0.1*g\n", encoding="utf-8")

@@ -134,7 +134,7 @@ class Split:
     def __init__(self, p: Program):
         self.exprs = {b.name: b.expr for b in bindings(p.body)}
         self.commits = dict(p.commits)
-        parts = [self.source(self.commits[n]) for n in (PREMISE, CLAIM) if n in self.commits]
+        parts = [self.commits[n] for n in (PREMISE, CLAIM) if n in self.commits]
         self.type = replace(joined(*(e.type for e in parts)), boolean=False)
         self.made: dict[str, Expr] = {}
         if PREMISE in self.commits:
@@ -179,9 +179,14 @@ def _reduces(e: Expr) -> bool:
 
 
 def leaves(tree: Tree) -> Iterator[Leaf]:
+    return (leaf for leaf, _ in meant_leaves(tree))
+
+
+def meant_leaves(tree: Tree, meant: bool = True) -> Iterator[tuple[Leaf, bool]]:
+    """Each leaf, and whether the claim wants it to hold: not under a `not`."""
     match tree:
         case Leaf():
-            yield tree
-        case (_, parts):
+            yield tree, meant
+        case (op, parts):
             for part in parts:
-                yield from leaves(part)
+                yield from meant_leaves(part, meant != (op == "not"))

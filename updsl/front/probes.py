@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.frame import Tensor
@@ -35,21 +35,21 @@ def tensors_of(module: Module, parameters: Mapping[str, Constant]) -> list[Tenso
     return list(by_tensor(module, parameters))
 
 
-def by_tensor(module: Module, parameters: Mapping[str, Constant]) -> dict[Tensor, Program]:
-    """A tensor of each name and shape that the rule can be used for, with its Program."""
-    return {t: walked.program for t, walked in walks_of(module, parameters).items() if walked.program is not None}
+def by_tensor(module: Module, parameters: Mapping[str, Constant], names: Sequence[str] = ()) -> dict[Tensor, Program]:
+    """A tensor of each name and shape that the rule can be used for, with its Program; of these names too."""
+    return {t: walked.program for t, walked in walks_of(module, parameters, names).items() if walked.program is not None}
 
 
 def _walks(module: Module, parameters: Mapping[str, Constant]) -> list[Walked]:
     return list({id(w): w for w in walks_of(module, parameters).values()}.values())
 
 
-def walks_of(module: Module, parameters: Mapping[str, Constant]) -> dict[Tensor, Walked]:
+def walks_of(module: Module, parameters: Mapping[str, Constant], names: Sequence[str] = ()) -> dict[Tensor, Walked]:
     """What walking the text for each of these tensors found."""
     constants = {n for n in module.parameters if isinstance(parameters[n], (bool, str))}
     found: dict[Tensor, Walked] = {}
     asked: set[tuple[str, str]] = set()
-    names = [NAMES[0]]
+    names = list(dict.fromkeys((NAMES[0], *names)))
     with deep_recursion():
         for name in names:  # grows: an arm that is taken may ask for more names
             of_any_shape = None

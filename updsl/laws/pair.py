@@ -79,7 +79,7 @@ class Pair:
                 compared += same.size
                 if not np.all(same):
                     index = tuple(int(i) for i in np.argwhere(~same)[0])
-                    return Outcome(compared, Breach(step, name, index, "eq", (float(x[index]), float(y[index]))))
+                    return Outcome(compared, Breach(step, name, index, "eq", True, (float(x[index]), float(y[index]))))
         return Outcome(compared, None)
 
 

@@ -26,7 +26,7 @@ from updsl.front import syntax
 from updsl.front.claim import Claim
 from updsl.front.contents import nodes
 from updsl.front.module import Module
-from updsl.front.probes import by_tensor
+from updsl.front.probes import by_tensor, tensors_of
 from updsl.front.unit import Constant
 from updsl.laws.smaller import Room, smaller
 from updsl.laws.trial import Arrays, Outcome, OutOfTime, Setting, Trial
@@ -54,6 +54,8 @@ LONGEST = 128
 """Steps of the longest span of a rule (a warm-up, a gap) that streams outlast."""
 SHORT = 24
 """Steps of a stream before and after its longest span, at most."""
+HUGE = 1e30
+"""The largest number of a range that has no end, as of literals."""
 BATCHES = (2, 1, 3)
 """Samples of a step. Of none, a mean is 0/0."""
 
@@ -244,8 +246,16 @@ class Ground:
 
 
 def ground_of(module: Module, claim: Claim, parameters: Mapping[str, Constant]) -> Ground:
-    usable = by_tensor(module, parameters)
+    usable = by_tensor(module, parameters, names_asked(claim, parameters))
     return Ground(tuple(_sets(list(usable))), _spans(set(usable.values()), claim, parameters))
+
+
+def names_asked(claim: Claim, parameters: Mapping[str, Constant]) -> list[str]:
+    """A name that each of the law's own questions about names has for an answer, and one that it has not."""
+    if not any(isinstance(n, syntax.Name) and n.id == "name" for n in nodes(claim.law)):
+        return []
+    numbers = {n: 1.0 for n in claim.module.parameters if n not in parameters}
+    return list(dict.fromkeys(t.name for t in tensors_of(claim.module, {**parameters, **numbers})))[1:]
 
 
 def _sets(usable: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -290,7 +300,8 @@ def _counts(p: Program) -> Iterator[float]:
 
 
 def _numbers(low: float, high: float) -> st.SearchStrategy[float]:
-    return st.sampled_from(_marks(low, high)) | st.floats(low, high, allow_nan=False)
+    marks, low, high = st.sampled_from(_marks(low, high)), max(low, -HUGE), min(high, HUGE)
+    return marks | st.floats(low, high) if low <= high else marks
 
 
 def _marks(low: float, high: float) -> tuple[float, ...]:

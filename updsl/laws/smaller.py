@@ -7,21 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from updsl.core.frame import Tensor
 from updsl.laws.trial import Arrays, Setting
 
-PLAIN = (1.0, 0.0, -1.0, 2.0)
-"""Entries of a gradient that are tried in the place of others, the plainest first."""
+PLAIN = (1.0, 0.0, -1.0, 2.0, 0.5, 10.0)
+"""Entries of a gradient that are tried in the place of others, the plainest first; after them, numbers of one digit."""
+LOUD = (1.0, 10.0)
+"""What the largest entry of a tensor is multiplied by, to stand for all of it."""
 MOVED = frozenset(("all", "group", "tensor", "stream", "samples"))
 """Kinds of inputs that can be those of another tensor."""
 STILL = (0.0, 1.0)
 """Of a weight."""
 FEW = 8
 """Entries of a tensor up to which each is tried alone."""
+
+Made: TypeAlias = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+"""A tensor's gradient → that of a tensor of this shape."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Room:
 def smaller(setting: Setting, breaks: Callable[[Setting], Setting | None], room: Room) -> Setting:
     """The smallest setting that is found, one change after the other. breaks: the setting up to where the law breaks, or None where it holds, or there is
     neither time nor patience."""
-    changes = (lambda s: _tensors(s, room), _steps, lambda s: _numbers(s, room.ranges), _wholes, _entries)
+    louder = [lambda s, k=k: _tensors(s, room, lambda x, shape: np.full(shape, k * _largest(x))) for k in LOUD]
+    changes = (lambda s: _tensors(s, room, np.resize), _steps, lambda s: _numbers(s, room.ranges), _wholes, _entries, *louder)
     again = True
     while again:
         again = False
@@ -48,8 +54,9 @@ def smaller(setting: Setting, breaks: Callable[[Setting], Setting | None], room:
     return setting
 
 
-def _tensors(setting: Setting, room: Room) -> Iterator[Setting]:
-    """Other tensors with fewer entries, the fewest first; each with the numbers of one that is there. Not where inputs have sizes of their own."""
+def _tensors(setting: Setting, room: Room, made: Made) -> Iterator[Setting]:
+    """Other tensors with fewer entries, the fewest first; each with gradients made of those of one that is there, and its other numbers. Not where inputs have
+    sizes of their own."""
     if not all(room.kinds[name] in MOVED for given in setting.inputs[:1] for name in given):
         return
     order = sorted(room.sets, key=lambda ts: sum(t.numel for t in ts))
@@ -59,7 +66,7 @@ def _tensors(setting: Setting, room: Room) -> Iterator[Setting]:
             yield replace(
                 setting,
                 tensors=tensors,
-                steps=tuple([_moved(g, source, tensors) for g in setting.steps]),
+                steps=tuple([_moved(g, source, tensors, made) for g in setting.steps]),
                 weights=_moved(setting.weights, source, tensors),
                 inputs=tuple(inputs),
                 matrices=room.squares(replace(setting, tensors=tensors)),
@@ -71,8 +78,13 @@ def _has_inputs(setting: Setting, name: str) -> bool:
     return all(name in cells or cells.keys() & {"", 0} for given in setting.inputs for cells in given.values())
 
 
-def _moved(xs: Mapping[Any, Any], source: Tensor, tensors: Sequence[Tensor]) -> Arrays:
-    return {t.name: np.resize(xs[source.name], t.shape) for t in tensors}
+def _moved(xs: Mapping[Any, Any], source: Tensor, tensors: Sequence[Tensor], made: Made = np.resize) -> Arrays:
+    return {t.name: made(xs[source.name], t.shape) for t in tensors}
+
+
+def _largest(x: np.ndarray) -> float:
+    """The entry of the largest magnitude; NaN is larger."""
+    return float(x.flat[np.argmax(np.abs(x))]) if x.size else 0.0
 
 
 def _moved_input(cells: Mapping[Any, Any], kind: str, source: Tensor, tensors: Sequence[Tensor]) -> dict[Any, Any]:
@@ -145,11 +157,16 @@ def _entries(setting: Setting) -> Iterator[Setting]:
 def _plainer(xs: Arrays, plain: tuple[float, ...] = PLAIN) -> Iterator[Arrays]:
     for name, x in xs.items():
         for at in range(x.size if x.size <= FEW else 0):
-            for v in plain[: _rank(x.flat[at], plain)]:
+            for v in (*plain, _short(x.flat[at]))[: _rank(x.flat[at], plain)]:
                 y = x.copy()
                 y.flat[at] = v
                 yield {**xs, name: y}
 
 
 def _rank(v: float, plain: tuple[float, ...]) -> int:
-    return plain.index(v) if v in plain else len(plain)
+    return plain.index(v) if v in plain else len(plain) + (_short(v) != v and not np.isnan(v))
+
+
+def _short(v: float) -> float:
+    """The number, with one digit."""
+    return float(f"{v:.0e}") if np.isfinite(v) else v

@@ -19,7 +19,7 @@ from updsl.back.interpret import Interpreter
 from updsl.core import numeric
 from updsl.core.frame import Frame, Key, Result, RuleState, Tensor
 from updsl.core.ir import Program, Watch
-from updsl.front.claim import PREMISE, RESULT, STREAM, Claim, Elaborated, Leaf, Tree, elaborate_claim, leaves
+from updsl.front.claim import PREMISE, RESULT, STREAM, Claim, Elaborated, Leaf, Tree, elaborate_claim, leaves, meant_leaves
 from updsl.front.elaborate import elaborate
 from updsl.front.module import Module
 from updsl.front.unit import Constant
@@ -27,6 +27,8 @@ from updsl.front.unit import Constant
 TOLERANCE = {"float64": 1e-9, "float32": 2e-5, "bfloat16": 4e-2, "float16": 4e-3}
 """By type: how far apart `==` and `<=` may be, relative to the largest entry, up to this step, of the stream and of what the rule gives (of the weights, where
 it writes them, since its step is their difference), and of both sides: a hundred roundings or so, but for float64, where tests have so much room."""
+
+SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 Arrays: TypeAlias = dict[Any, Any]
 """Tensor name → array."""
@@ -61,13 +63,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class Breach:
-    """Where a law does not hold: the step (from 1), the cell (key of the value, index in it), and both sides of the comparison that fails."""
+    """Where a law does not hold: the step (from 1), the cell (key of the value, index in it), both sides of the comparison that fails, and whether it should
+    hold (not under `not`)."""
 
     step: int
     key: Key
     index: tuple[int, ...]
     op: str
+    meant: bool
     sides: tuple[float, ...]
+
+    def __str__(self) -> str:
+        if not self.op:
+            return "the claim does not hold"
+        return f"`{'' if self.meant else 'not '}{SIGNS[self.op]}` fails: {' against '.join(f'{x:.17g}' for x in self.sides)}"
 
 
 @dataclass(frozen=True)
@@ -201,9 +210,8 @@ class Trial:
         for key, (premise, holds, tree, size) in held.items():
             for at in np.argwhere(premise & ~holds)[:1]:
                 index = tuple(int(i) for i in at)
-                every = list(leaves(tree))[::-1]
-                leaf = next((x for x in every if not self.holds(x, key, state, size)[index]), every[0])
-                yield Breach(step, key, index, leaf.op, tuple([float(np.asarray(state.values[n][key])[index]) for n in leaf.states]))
+                leaf, meant = [x for x in meant_leaves(tree) if self.holds(x[0], key, state, size)[index] != x[1]][-1]
+                yield Breach(step, key, index, leaf.op, meant, tuple([float(np.asarray(state.values[n][key])[index]) for n in leaf.states]))
 
 
 class Copy:

@@ -10,6 +10,7 @@ import numpy as np
 
 from updsl.front.claim import Claim
 from updsl.front.module import Module
+from updsl.front.probes import NAMES
 from updsl.laws.replay import exact, replay, shown
 from updsl.laws.snippet import snippet
 from updsl.laws.trial import Breach, Setting, Took
@@ -17,7 +18,6 @@ from updsl.laws.trial import Breach, Setting, Took
 Kind = Literal["proved", "tested", "refuted", "vacuous"]
 TOLD = 6
 """The last steps of a stream, of which more than the gradient is shown."""
-SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "": "holds"}
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,14 @@ class Counterexample:
         steps, labels = self.replayed
         streams = tuple([" ".join(e.span.text.split()) for e in self.claim.given])
         for step, g in enumerate(s.steps, 1):
-            found += [f"step {step}: g{f' of {name}' if len(g) > 1 else ''} = {exact(x)}" for name, x in g.items()]
+            found += [f"step {step}: g{f' of {name}' if len(g) > 1 or name != NAMES[0] else ''} = {exact(x)}" for name, x in g.items()]
             for name, cells in (s.inputs[step - 1] if s.inputs else {}).items():
                 found += [f"    {name}{f' of {key}' if len(cells) > 1 else ''} = {exact(x)}" for key, x in cells.items()]
             if len(s.steps) - step < TOLD:
                 found += [f"    {line}" for line in shown(steps[step - 1], labels, streams)]
         at = f" of {self.breach.key}" if len(s.tensors) > 1 and self.breach.key != "" else ""
         cell = f" at {list(self.breach.index)}" if self.breach.index else ""
-        sides = " against ".join(f"{x:.17g}" for x in self.breach.sides)
-        return [*found, f"at step {self.breach.step}{at}{cell} `{SIGNS[self.breach.op]}` fails: {sides}"]
+        return [*found, f"at step {self.breach.step}{at}{cell} {self.breach}"]
 
     @cached_property
     def replayed(self) -> tuple[list[Took], dict[str, str]]:
