@@ -121,6 +121,16 @@ MEANINGS = {
         "t == 1 implies out == a*(1 - beta)*g for beta in [0, 1] for a in [1, 2]",
     ),
     "in every cell of the premise": ("rule f = clamp(g, 0, inf)", "g >= 0 implies out == g", "norm(g) >= 0 implies out == g"),
+    "cells that tensors differ in": (
+        "rule f = norm per column",
+        "if ndim > 1 then (norm(g) > 1e-6 per column) else false implies if ndim > 1 then (abs(norm(out) - 1) < 1e-6 per column) else true",
+        "if ndim > 1 then (norm(g) > 1e-6 per column) else false implies if ndim > 1 then (norm(out) > 1 per column) else true",
+    ),
+    "a name that only the law asks for": (
+        "rule f = norm per column",
+        'name ~ "embed_tokens" and norm(g) > 0 implies norm(out) > 0',
+        'name ~ "embed_tokens" and norm(g) > 0 implies norm(out) > 1.01',
+    ),
     "an input": ("rule f:\n    input h\n    return g + h", "out - g == h", "out - g == 2*h"),
     "a number for each tensor": ("rule f:\n    input s per tensor\n    return g*s", "out == s*g", "out == s*s*g"),
     "a learning rate": (STEP, "norm(out) <= lr", "norm(out) <= 0.5"),
