@@ -89,7 +89,10 @@ def test_out_of_time_is_not_false(unproved: None) -> None:
     late = decided("rule f(warmup = 100) = ema\n\nlaw it: norm(rule(rule(g))) <= 1e30\n", 100_000, timeout=3.0)
     assert late.kind == "tested"
     assert 0 < int(late.detail.split()[0]) < 100_000
-    assert late.detail.endswith("out of time after 3 s")
+    assert re.fullmatch(r"\d+ streams, \d+ steps, seed \d+; out of time after 3 s", late.detail)
+    unreached = decided("rule f = ema\n\nlaw it: t > 1000 implies out == g\n", 100_000, timeout=1.0)
+    assert unreached.kind == "tested"
+    assert unreached.detail.endswith("; its premise held nowhere; out of time after 1 s")
 
 
 def test_what_is_proved_needs_no_time_for_streams() -> None:

@@ -148,6 +148,14 @@ def test_laws_that_say_nothing(law: str, tmp_path: Path) -> None:
     assert verdict(tmp_path, CLIP, law).kind == "vacuous"
 
 
+def test_a_premise_that_streams_do_not_reach_is_told(tmp_path: Path) -> None:
+    rule = "rule f(warmup = 1000):\n    return if t <= warmup then 0*g else g"
+    said = verdict(tmp_path, rule, "t > warmup implies out == 2*g").detail
+    assert said.startswith(f"its premise held nowhere in {EXAMPLES} streams, ")
+    assert said.endswith(" steps, none longer than 27")
+    assert verdicts(tmp_path, f"{rule}\n\nlaw it(warmup = 2): t > warmup implies out == 2*g")["it"].kind == "refuted"
+
+
 def test_gradients_may_be_any_only_where_the_law_says_so(tmp_path: Path, unproved: None) -> None:
     assert verdict(tmp_path, EMA, "isfinite(norm(out))").kind == "tested"
     found = verdict(tmp_path, EMA, "isfinite(norm(out)) for g any")

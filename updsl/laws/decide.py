@@ -87,7 +87,7 @@ def decide(
     if found and search.dtype == "float64":
         return verdict("refuted", f"{argument}; in float64 it fails", found)
     if not (found or search.compared or search.timed_out):
-        return verdict("vacuous", f"its premise held nowhere in {search.streams} streams of {search.steps} steps")
+        return verdict("vacuous", f"its premise held nowhere in {search.streams} streams, {search.steps} steps, none longer than {search.longest}")
     said = counted(search, number, timeout)
     detail = f"{argument}; {said}" if argument and search.timed_out else argument or said
     if dtype is None and not search.timed_out:
@@ -116,7 +116,8 @@ def fewer(examples: int) -> int:
 
 def counted(search: Search, number: int, timeout: float) -> str:
     """On what it was tested."""
-    late = f"; out of time after {timeout:g} s" if search.timed_out else ""
+    nowhere = "; its premise held nowhere" if search.streams and not search.compared else ""
+    late = f"{nowhere}; out of time after {timeout:g} s" if search.timed_out else ""
     return f"{search.streams} streams, {search.steps} steps{in_type(search)}, seed {number}{late}"
 
 

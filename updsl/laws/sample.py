@@ -157,7 +157,7 @@ class Search:
         steps: list[Arrays] = []
         inputs: list[dict] = []
         for _ in range(draw(st.integers(1, SEGMENTS))):
-            more = segment(draw, {t.name: t.shape for t in tensors}, values, scales, self.spans)[: self.spans[-1] + SHORT - len(steps)]
+            more = segment(draw, {t.name: t.shape for t in tensors}, values, scales, self.spans)[: self.longest - len(steps)]
             steps += [{n: self.rounded(x) for n, x in g.items()} for g in more]
             inputs += [{} if not self.module.inputs else self.handed(draw, trial)] * len(more)
         return replace(
@@ -189,6 +189,11 @@ class Search:
         """A plain matrix for each of the law's names: rows in reverse order, or a reflection."""
         trial = self.trial(setting)
         return {q.name: square(trial, q, lambda n, q=q: np.eye(n)[::-1] if q.kind == "permutation" else reflection([2.0, 1.0], n)) for q in self.quantified}
+
+    @property
+    def longest(self) -> int:
+        """Steps that a stream has at most."""
+        return self.spans[-1] + SHORT
 
     @property
     def quantified(self) -> list[syntax.Quantifier]:
