@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -129,6 +130,12 @@ def test_the_stream_is_small_and_shown_step_by_step() -> None:
     assert "step 3" in str(found)
 
 
+def test_the_page_shows_what_is_printed() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "diff.md").read_text(encoding="utf-8")
+    said = page.partition("$ updsl diff adam adamw\n")[2].partition("        …")[0]
+    assert dedent(said).strip() in str(updsl.equivalent("adam", "adamw", examples=EXAMPLES))
+
+
 def test_a_difference_tells_the_rules_apart() -> None:
     shown = str(updsl.equivalent("adam", "adamw", examples=EXAMPLES))
     for line in (
@@ -149,6 +156,8 @@ def test_what_cannot_be_compared() -> None:
     assert found.detail == "not comparable: the input `loss` is `all` in one and `stream` in the other"
     found = compared("rule f:\n    match:\n        ndim > 1: g", "rule f:\n    match:\n        ndim == 1: g")
     assert found.detail == "not comparable: no tensor can be used with both"
+    with pytest.raises(updsl.UpdslError, match="unknown name or stage `nrm`"):
+        compared("rule f = clip norm > 1", "rule f = clip nrm > 1")
 
 
 def test_parameters_count_by_their_values() -> None:

@@ -13,7 +13,7 @@ from updsl.core.ir import GRID, Program
 from updsl.front.canonical import canonical_digest
 from updsl.front.elaborate import PROBES, elaborate
 from updsl.front.module import Module
-from updsl.front.probes import walks_of
+from updsl.front.probes import programs_of, walks_of
 from updsl.front.unit import Constant
 from updsl.laws.contrast import differences, told_apart
 from updsl.laws.decide import fewer
@@ -64,7 +64,7 @@ class Equivalence:
 
 
 def compared(a: Module, b: Module, of_a: Values, of_b: Values, examples: int = 200, seed: int | None = None) -> Equivalence:
-    """Two rules, each with values of its parameters."""
+    """Two rules, each with values of its parameters. Raises UpdslError where one can be used for no tensor."""
     begun = time.perf_counter()
     unlike = tuple(differences(a, b, of_a, of_b))
 
@@ -82,6 +82,8 @@ def compared(a: Module, b: Module, of_a: Values, of_b: Values, examples: int = 2
 
     search = Comparison(a, b, of_a, of_b)
     if not search.sets:
+        for module, values in ((a, of_a), (b, of_b)):
+            programs_of(module, values)  # raises what is wrong with it
         return found("different", "not comparable: no tensor can be used with both")
     number = zlib.crc32(f"{a.text}\n{b.text}".encode("utf-8", "surrogatepass")) if seed is None else seed
     search.run(fewer(examples) if argument else examples, number)
