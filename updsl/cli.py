@@ -15,6 +15,7 @@ from unicodedata import normalize
 import click
 
 from updsl import __version__
+from updsl.checked import checked
 from updsl.core.diagnostic import Diagnostic, InternalError, UpdslError, printable, render, render_all, to_github, to_json
 
 FOUND, USAGE, INTERNAL, INTERRUPTED = 1, 2, 3, 130
@@ -132,59 +133,30 @@ def check(
 
     Exit code 0: none, or warnings alone; 1: mistakes, or a law that is refuted; 2: a file that cannot be read.
     """
-    found = {file: _findings(file, lint) for file in files}
-    every = [d for ds in found.values() for d in ds]
-    errors = sum(d.severity == "error" for d in every)
-    verdicts: dict[str, list] = {file: [] for file in files}
-    variants: dict[str, Any] = {}
-    for file, diagnostics in found.items():
+    found = [checked(file, lint) for file in files]
+    for one in found:
         if output == "text":
-            say("\n\n".join(map(render, diagnostics)) + "\n" if diagnostics else f"{file}: ok")
-        if laws and not any(d.severity == "error" for d in diagnostics):
-            from updsl.front.files import open_unit
-            from updsl.laws.decide import decide_all  # loads NumPy, which takes as long as all else
-
-            for verdict in decide_all(open_unit(file), examples, seed, timeout, dtype):
-                verdicts[file].append(verdict)
+            say("\n\n".join(map(render, one.diagnostics)) + "\n" if one.diagnostics else f"{one.file}: ok")
+        if laws:
+            for verdict in one.decide(examples, seed, timeout, dtype):
                 if output == "text":
                     say("\n".join(f"  {line}" for line in str(verdict).split("\n")))
                     if snippet and verdict.counterexample:
                         say(f"\n{verdict.counterexample.snippet()}")
-        if mutants and not any(d.severity == "error" for d in diagnostics):
-            variants[file] = _mutants(file, output == "text")
+        if mutants and not one.errors:
+            report = one.vary()
+            if output == "text":
+                say("\n".join(f"  {line}" for line in str(report).split("\n")))
+    every = [d for one in found for d in one.diagnostics]
     match output:
         case "json":
-            more = {f: ({"laws": [v.data() for v in verdicts[f]]} if laws else {}) | ({"mutants": variants[f].data()} if f in variants else {}) for f in files}
-            reports = [{"file": f, "diagnostics": [to_json(d) for d in ds], **more[f]} for f, ds in found.items()]
-            say_json({"files": reports, "errors": errors, "warnings": len(every) - errors})
+            errors = sum(one.errors for one in found)
+            say_json({"files": [one.data() for one in found], "errors": errors, "warnings": len(every) - errors})
         case "github":
             for d in every:
                 say(to_github(d))
-    decided = [v for vs in verdicts.values() for v in vs]
-    doubtful = any(v.kind == "vacuous" or v.counterexample for v in decided) or any(r.survivors for r in variants.values())
-    failed = any(v.kind == "refuted" for v in decided) or (strict and (every or doubtful))
+    failed = any(one.refuted for one in found) or (strict and any(one.diagnostics or one.doubtful for one in found))
     return exit_code(every) or (FOUND if failed else 0)
-
-
-def _findings(file: str, lint: bool) -> list[Diagnostic]:
-    """What is wrong with a file, and what lints find in it. lint: all of them."""
-    from updsl.laws.check import check_file
-    from updsl.laws.lint import LINTS, LOUD
-
-    try:
-        return check_file(file, LINTS if lint else LOUD)
-    except UpdslError as error:
-        return error.diagnostics
-
-
-def _mutants(file: str, told: bool) -> Any:
-    """Which variants of a file its laws and examples tell from it."""
-    from updsl.laws.mutants import mutants
-
-    report = mutants(file)
-    if told:
-        say("\n".join(f"  {line}" for line in str(report).split("\n")))
-    return report
 
 
 @cli.command(short_help="What a rule computes and keeps, or what an error means.")
