@@ -115,7 +115,7 @@ class Prover:
             case "select", (c, a, b):
                 known = self.ranges.truth(c, facts)
                 return x if known is None else a if known else b
-            case "minimum" | "maximum" as op, (a, b):
+            case "minimum" | "maximum" as op, (a, b) if not (self.ranges.of(a, facts).nan or self.ranges.of(b, facts).nan):
                 below = self.ranges.truth(self.terms.apply("le", (a, b), (), x.type), facts)
                 return x if below is None else a if below == (op == "minimum") else b
             case "clamp", (a, *_):
@@ -428,7 +428,7 @@ class Prover:
                     yield u
                 elif t.op == "norm" and cells is not None and t.data[0] == 2:
                     yield self.terms.times(u, self.terms.root(cells))
-            elif u.op == "abs" and u.args[0] is not x and u.args[0].scope == x.scope:
+            elif t.op != "std" and u.op == "abs" and u.args[0] is not x and u.args[0].scope == x.scope:
                 yield from self.bounds(self.again(t, u.args[0]), True, facts, deep)
         yield from self.by_parts(t, x, facts, deep)
 

@@ -95,6 +95,9 @@ class Case:
         found = readings(symmetry, self.steps, self.step, self.first, self.at_first)
         return all(reading in found(t) and self.is_number(t) for t in self.step.out.values()) and all(map(self.is_number, self.steps.terms.dropped))
 
+    def gives_numbers(self) -> bool:
+        return all(map(self.is_number, self.step.out.values())) and all(map(self.is_number, self.steps.terms.dropped))
+
     def is_number(self, t: Term) -> bool:
         return self.ranges.of(t).finite
 
@@ -201,6 +204,11 @@ def by_units(module: Module, law: syntax.Law, parameters: Mapping[str, Constant]
     units = units_of(module, parameters)
     degree = plain[1] - scaled[1]
     if not units.equivariant or units.degree != degree or any(u.g for u in units.inputs.values()):
+        return None
+    try:
+        if not all(case is not None and case.gives_numbers() for case in cases(module, law, parameters)):
+            return None
+    except (UpdslError, Exhausted, OverflowError):
         return None
     carried = {0: "no unit of [g]", 1: "[g]"}.get(int(degree) if degree.denominator == 1 else -1, f"[g]^{degree}")
     return f"by units: what the rule gives has {carried}, and nothing that is fixed carries [g]"

@@ -170,6 +170,8 @@ class Ranges:
                 return replace(self.of(t.args[0]), zero=self.of(t.args[0]).zero or self.of(t.args[0]).low < 0)
             case "spread":
                 return self.of(t.args[0], facts)
+            case "part":
+                return self.of(t.args[0])
             case "joint":
                 parts = [self.of(a, inside(facts, t)) for a in t.args]
                 return parts[0] if all(p == parts[0] for p in parts) else wide(parts, t.data in MEASURES)
@@ -358,6 +360,8 @@ def inside(facts: frozenset[Fact], t: Term) -> frozenset[Fact]:
     """The facts that are known in every cell that t is made of."""
     if t.op in ELEMENTWISE or t.op in ONE:
         return facts
+    if t.op == "part":
+        return frozenset()
     if t.op == "largest":
         scope = ALL  # its cells may be compared with those of all tensors
     else:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import product
 
 from updsl.laws.symbolic import Step1, Steps
-from updsl.laws.terms import Term, walk
+from updsl.laws.terms import Term, is_nonnegative, walk
 
 Reading = Hashable
 LIMIT = 64
@@ -83,7 +83,7 @@ def about(c: Fraction | int) -> Reading:
 
 
 OTHER = about(0)
-ODD_OPS = frozenset("sign tanh sin round sum mean median transpose polar trace diag sample_mean sample_sum store average push".split())
+ODD_OPS = frozenset("sign tanh sin round sum mean median transpose polar trace diag sample_mean sample_sum store average push part".split())
 EVEN_OF_ODD = frozenset("abs cos norm rms absmax std var".split())
 PRODUCTS = frozenset("dot cosine matmul solve".split())
 
@@ -146,7 +146,9 @@ def _sign(odd: int | bool) -> Reading:
 
 
 def _are_opposite(low: Term, high: Term) -> bool:
-    """Whether low is -high, in normal form."""
+    """Whether low is -high, in normal form, and not above it."""
+    if not is_nonnegative(high):
+        return False
     if isinstance(low.value, Fraction) and isinstance(high.value, Fraction):
         return low.value == -high.value
     of = lambda t: dict(zip(t.args, t.data, strict=False)) if t.op == "lin" else {t: Fraction(1)}
@@ -169,7 +171,7 @@ SIGNS = Symmetry(
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
-LINEAR_OPS = frozenset("sum mean transpose trace diag sample_mean sample_sum average push".split())
+LINEAR_OPS = frozenset("sum mean transpose trace diag sample_mean sample_sum average push part".split())
 
 
 def linearity(t: Term, r: Sequence[Reading]) -> Reading | None:

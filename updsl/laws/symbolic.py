@@ -19,6 +19,7 @@ from updsl.laws.ranges import ANYTHING, INF, REAL, Range, Ranges
 from updsl.laws.terms import Exhausted, Term, Terms, substituted, walk
 
 COUNTS = frozenset("t rows cols numel ndim batch".split())
+DRAWS = frozenset("gaussian uniform bernoulli".split())
 ROUNDS = 24
 """Of the search for ranges of states that every step keeps."""
 
@@ -61,7 +62,7 @@ class Steps:
     def is_still(self, t: Term) -> bool:
         """Whether it is the same at every step."""
         moves = self.weight if any(p.weight is not None for p in self.programs) else None
-        return all(_is_still_leaf(x) and x is not moves for x in walk(t) if not x.args)
+        return all(_is_still_leaf(x) and x is not moves if not x.args else x.op not in DRAWS for x in walk(t))
 
     def state(self, c: int, s: State) -> Term:
         """A state before the step; one that all classes share is one."""
@@ -121,6 +122,9 @@ def _is_still_leaf(t: Term) -> bool:
 class Run:
     """The terms of the expressions of one step; c: the class that is looked at."""
 
+    whose = "rule"
+    """What the classes are of."""
+
     def __init__(self, steps: Steps, c: int, before: Mapping[tuple[int, str], Term], values: dict[tuple[int, str], Term], more: dict[tuple[str, str], Term]):
         self.of, self.terms, self.c, self.before, self.values, self.more = steps, steps.terms, c, before, values, more
         self.g: dict[int, Term] = {}
@@ -166,8 +170,10 @@ class Run:
             op = e.op if isinstance(e, Reduce | Apply) else "joint"
             own = {c: self.terms.make("joint", tuple(found.values()), op, t.type) for c, t in found.items()}
             found = own if is_shared(e.type) else {c: self.terms.make("joint", (t, *found.values()), op, t.type) for c, t in found.items()}
+        part = (self.whose, *sorted(exprs)) if len(exprs) < len(self.of.programs) else None
         for c, t in found.items():
-            self.values[c, name] = t
+            reduced = part and any(isinstance(e, Reduce) or (isinstance(e, Apply) and e.op == "largest") for e in exprs.values())
+            self.values[c, name] = self.terms.make("part", (t,), part, t.type) if reduced else t
 
     def expr(self, e: Expr) -> Term:
         match e:
@@ -321,6 +327,8 @@ class Claims:
     ):
         more = dict.fromkeys((n for n in claim.module.parameters if n not in parameters), 1.0)
         said: Elaborated = elaborate_claim(claim, tensors, {**parameters, **more})
+        if said.constants & numbers.keys():
+            raise Exhausted  # another claim for each number
         self.trees, self.premise = said.trees, said.premise
         self.pairs = list(dict.fromkeys((class_of[t.name], said.class_of[t.name], len(t.shape)) for t in tensors))
         self.steps = Steps(terms, [said.programs[law] for _, law, _ in self.pairs], parameters, numbers)
@@ -371,6 +379,8 @@ class Claims:
 
 class PairRun(Run):
     """The law's step, in which what the rule gives is known for each pair."""
+
+    whose = "law"
 
     def __init__(self, claims: Claims, before: Mapping[tuple[int, str], Term], results: Mapping[str, Mapping[int, Term]], more: dict[tuple[str, str], Term]):
         super().__init__(claims.steps, 0, before, {}, more)

@@ -31,7 +31,8 @@ class Exhausted(Exception):
 @dataclass(frozen=True, eq=False, slots=True)
 class Term:
     """op: of the op table, or "const" (data: a Fraction, ±inf or a boolean), "leaf" (data: kind and name), "lin" (data: the factors, then the number), "mul"
-    (data: the powers; of 0 or less for what is divided by), "joint" (data: a reduction, over the terms of several classes), "average" (data: what names its
+    (data: the powers; of 0 or less for what is divided by), "joint" (data: a reduction, over the terms of several classes), "part" (data: of which classes: a
+    reduction over the tensors of these alone), "average" (data: what names its
     weights, which are of all steps so far, at least 0, and sum to 1). Else data is what is static. Equal terms of one `Terms` are one object."""
 
     op: str
@@ -134,7 +135,7 @@ class Terms:
                 number *= t.value ** math.floor(power)
                 radicand *= t.value
                 continue
-            if t.op == "pow" and power.denominator == 1 and t.args[1].value == HALF and isinstance(t.args[0].value, Fraction):
+            if t.op == "pow" and power.denominator == 1 and t.args[1].value == HALF and isinstance(t.args[0].value, Fraction) and t.args[0].value > 0:
                 number *= t.args[0].value ** (int(power) // 2)
                 radicand *= t.args[0].value ** (int(power) % 2)
                 continue
@@ -195,7 +196,7 @@ class Terms:
         if c < 0 or not all(p.numerator % 2 == 0 or is_nonnegative(t) for t, p in parts) or not parts:
             return self.mul([(x, HALF)])
         number = self.make("pow", (self.const(c), self.const(HALF)), (), NUMBER)
-        return self.mul([(number, Fraction(1)), *((self.abs(t) if p.numerator % 2 == 0 else t, p / 2) for t, p in parts)])
+        return self.mul([(number, Fraction(1)), *((self.abs(t) if is_even(p) else t, p / 2) for t, p in parts)])
 
     def rooted(self, parts: Iterable[tuple[Term, Fraction]]) -> Iterator[tuple[Term, Fraction]]:
         """The parts of a product, with the roots of products taken apart where each factor is at least 0."""
@@ -204,7 +205,7 @@ class Terms:
                 c, inner = monomial(t, Fraction(1))
                 if c > 0 and inner != [(t, 1)] and all(p.numerator % 2 == 0 or is_nonnegative(x) for x, p in inner):
                     yield self.make("pow", (self.const(c), self.const(HALF)), (), NUMBER), 2 * power
-                    yield from ((self.abs(x) if p.numerator % 2 == 0 else x, p * power) for x, p in inner)
+                    yield from ((self.abs(x) if is_even(p) else x, p * power) for x, p in inner)
                     continue
             yield t, power
 
@@ -318,7 +319,7 @@ class Terms:
     def abs(self, x: Term) -> Term:
         c, parts = monomial(x, Fraction(1))
         if isinstance(x.value, Fraction | bool) or len(parts) != 1 or c != 1 or parts[0][1] != 1:
-            return self.mul([(self.const(abs(c)), Fraction(1)), *((self.abs_term(t), p) for t, p in parts)])
+            return self.mul([(self.const(abs(c)), Fraction(1)), *((self.abs_term(t) if p.denominator == 1 else t, p) for t, p in parts)])
         return self.abs_term(x)
 
     def abs_term(self, x: Term) -> Term:
@@ -409,6 +410,10 @@ def monomial(t: Term, power: Fraction) -> tuple[Fraction, list[tuple[Term, Fract
     return Fraction(1), [(t, power)]
 
 
+def is_even(p: Fraction) -> bool:
+    return p.denominator == 1 and p.numerator % 2 == 0
+
+
 def exact_root(c: Fraction) -> Fraction | None:
     root = Fraction(math.isqrt(c.numerator), math.isqrt(c.denominator))
     return root if root**2 == c else None
@@ -441,7 +446,7 @@ def is_nonnegative(t: Term) -> bool:
             return is_count(t) or t.data == ("builtin", "ndim")
         case "select":
             return all(map(is_nonnegative, t.args[1:]))
-        case "sum" | "mean" | "max" | "min" | "average" | "minimum":
+        case "sum" | "mean" | "max" | "min" | "average" | "minimum" | "part":
             return all(map(is_nonnegative, t.args))
         case "pow":
             return is_nonnegative(t.args[0])
@@ -477,7 +482,7 @@ def rebuilt(terms: Terms, t: Term, args: Sequence[Term]) -> Term:
             return terms.lin([*zip(factors, args, strict=True), (Fraction(1), terms.const(number))])
         case "mul":
             return terms.mul(zip(args, t.data, strict=True))
-        case "joint" | "average":
+        case "joint" | "average" | "part":
             return terms.make(t.op, tuple(args), t.data, t.type)
         case op if op in REDUCTIONS:
             return terms.apply(op, [terms.spread(x, old.type) for x, old in zip(args, t.args, strict=True)], t.data, t.type)
