@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def inert_scale(flow: Flow) -> Iterator[Diagnostic]:
     reported: set[str] = set()
     for name, b in flow.bindings.items():
         found = scaling(flow, b.expr) if flow.is_own(b.span) and not name.endswith("@tensor") else None
-        if found is None or b.expr.type.samples or not is_flowing(flow, found.x) or not all(signs.of(f) == POSITIVE for f in found.factors):
+        if found is None or b.expr.type.samples or not is_flowing(flow, found.x, b.span) or not all(signs.of(f) == POSITIVE for f in found.factors):
             continue
         degrees = Degrees(flow, name, found.scope)
         if all(degrees.of(e) in (FREE, ANY) for e in flow.given) and degrees.absorbers and not reported & {n.name for n in walk(b.expr) if isinstance(n, Ref)}:
@@ -73,6 +73,9 @@ def times(flow: Flow, x: Expr, f: Expr) -> Scaling:
 def chosen(flow: Flow, c: Expr, a: Expr, b: Expr) -> Scaling | None:
     """x times a factor or x itself, where c says; or 0 where the divisor is."""
     parts = [scaling(flow, a), scaling(flow, b)]
+    for p, other in zip(parts, (b, a), strict=True):
+        if p is not None and flow.behind(p.x) == flow.behind(other) and c.type.scope <= other.type.scope:
+            return replace(p, conditions=(*p.conditions, c))  # what is scaled may be scaled itself
     factors = tuple(f for p in parts if p is not None for f in p.factors)
     x, y = (p.x if p is not None else e for p, e in zip(parts, (a, b), strict=True))
     match flow.behind(c), x:
@@ -83,9 +86,11 @@ def chosen(flow: Flow, c: Expr, a: Expr, b: Expr) -> Scaling | None:
     return Scaling(x, factors, (c,))
 
 
-def is_flowing(flow: Flow, x: Expr) -> bool:
-    """Whether the text of the rule itself has this value, so that a stage that scales it does nothing else."""
+def is_flowing(flow: Flow, x: Expr, span: Span) -> bool:
+    """Whether the text of the rule itself has this value, so that a stage that scales it, at this place, does nothing else. A clip has, whatever it is of."""
     match x:
+        case _ if span.text.startswith("clip"):
+            return True
         case Ref(name=name):
             return "." not in name
         case _:
