@@ -80,6 +80,14 @@ def test_laws_are_decided(run, here):
     assert out.split("\n")[1].startswith("  a.odd: proved (by structure: ")
 
 
+def test_options_of_laws_do_not_go_unheard(run, here):
+    (here / "a.upd").write_text("rule a = sign\nlaw odd: rule(-g) == rule(g)\n")
+    for option in (("--snippet",), ("--seed", "1"), ("--examples", "9"), ("--dtype", "float32"), ("--timeout", "5")):
+        code, _, err = run("check", *option, "a.upd")
+        assert code == 2
+        assert f"`{option[0]}` is about deciding laws: add `--laws`" in err
+
+
 def test_the_library_checks(run):
     code, out, _ = run("check", *map(str, sorted(folder("rules").glob("*/*.upd"))))
     assert code == 0, out

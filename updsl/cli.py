@@ -13,6 +13,7 @@ from typing import Any
 from unicodedata import normalize
 
 import click
+from click.core import ParameterSource
 
 from updsl import __version__
 from updsl.checked import checked
@@ -133,6 +134,8 @@ def check(
 
     Exit code 0: none, or warnings alone; 1: mistakes, or a law that is refuted; 2: a file that cannot be read.
     """
+    if not laws and (alone := _given("examples", "seed", "timeout", "dtype", "snippet")):
+        raise click.UsageError(f"`--{alone}` is about deciding laws: add `--laws`")
     found = [checked(file, lint) for file in files]
     for one in found:
         if output == "text":
@@ -236,6 +239,12 @@ def list_(output: str) -> None:
     width = max(map(len, docs), default=0)
     for kind in sorted({p.parent.name for p in files.values()}):
         say("\n".join([f"{kind}/", *(f"  {name:<{width}}  {docs[name]}".rstrip() for name, p in files.items() if p.parent.name == kind), ""]))
+
+
+def _given(*options: str) -> str | None:
+    """The first of these options of the command that its user has given."""
+    context = click.get_current_context()
+    return next((n for n in options if context.get_parameter_source(n) is ParameterSource.COMMANDLINE), None)
 
 
 @cli.command()
