@@ -20,6 +20,7 @@ from updsl.front.probes import tensors_of
 from updsl.front.statics import constant
 from updsl.front.unit import Constant, Unit, load_unit
 from updsl.laws.check import defaults
+from updsl.laws.equal import by_programs
 from updsl.laws.mutants import variants
 from updsl.laws.prove import prove
 from updsl.laws.sample import Search, ground_of
@@ -96,3 +97,19 @@ def test_no_variant_of_a_rule_is_proved_what_streams_refute() -> None:
 @pytest.mark.parametrize("file", RULES, ids=lambda f: f.stem)
 def test_no_variant_is_proved_what_streams_refute(file: Path) -> None:
     check_variants(texts_of([file]), STREAMS)
+
+
+UNLIKE = {
+    "roots of what may be negative": ("sqrt(g)*sqrt(g)", "g"),
+    "what cancels and may be no number": ("g/norm(g) - g/norm(g)", "0*g"),
+    "magnitudes of roots": ("abs(sqrt(g))", "sqrt(abs(g))"),
+    "cells that are counted": ("norm(g + (mean(g) per row) - g) + 0*g", "norm(mean(g) per row) + 0*g"),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), UNLIKE.values(), ids=UNLIKE)
+def test_rules_that_differ_are_not_equal_by_algebra(one: str, other: str) -> None:
+    (a, of_a), (b, of_b) = (
+        (m, defaults(m)) for m in (module_of(u, u.main) for u in (loaded(f"rule f = {x}\n", Path("f.upd")) for x in (one, other)) if u.main)
+    )
+    assert by_programs(a, b, of_a, of_b) is None

@@ -17,8 +17,10 @@ from updsl.front.probes import programs_of, walks_of
 from updsl.front.unit import Constant
 from updsl.laws.contrast import differences, told_apart
 from updsl.laws.decide import fewer
-from updsl.laws.symbolic import Steps
-from updsl.laws.terms import Term, Terms
+from updsl.laws.ranges import Ranges
+from updsl.laws.symbolic import Steps, leaf_range
+from updsl.laws.term import Term
+from updsl.laws.terms import Terms
 from updsl.middle.alike import digests, has_joint_values
 
 Values = Mapping[str, Constant]
@@ -144,6 +146,9 @@ def _equal_over_the_reals(p: Program, q: Program, of_p: Values, of_q: Values) ->
             break
         kind = finer
     x, y = made
+    ranges = Ranges({t: leaf_range(t, {}) for t in terms.table.values() if t.op == "leaf"})
+    if not all(ranges.of(t).finite for t in terms.dropped):
+        return False  # what cancels in one of them may be no number
     return x.weights[0] is y.weights[0] if x.weights else x.out[0] is y.out[0]
 
 

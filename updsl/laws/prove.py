@@ -20,9 +20,11 @@ from updsl.front.statics import number
 from updsl.front.unit import Constant, Unit
 from updsl.front.units import units_of
 from updsl.laws.bounds import Prover
+from updsl.laws.claimed import Claims
 from updsl.laws.structure import LINEAR, OTHER, PERMUTED, SAME, SIGNS, TURNED, Reading, Symmetry, readings
-from updsl.laws.symbolic import Claims, Numbers, Step1, Steps, programs_of_sets, ranges_after
-from updsl.laws.terms import Exhausted, Term, Terms, walk
+from updsl.laws.symbolic import Numbers, Step1, Steps, programs_of_sets, ranges_after
+from updsl.laws.term import Term, walk
+from updsl.laws.terms import Exhausted, Terms
 from updsl.laws.wording import argument
 from updsl.middle.algebra import Algebra
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import product
 
 from updsl.laws.symbolic import Step1, Steps
-from updsl.laws.terms import Term, is_nonnegative, walk
+from updsl.laws.term import Term, is_nonnegative, walk
 
 Reading = Hashable
 LIMIT = 64

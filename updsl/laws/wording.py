@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 from updsl.core.scope import TENSOR
-from updsl.laws.terms import Term, walk
+from updsl.laws.term import Term, walk
 
 LONG = 90
 """Letters of a term that is still worth reading."""
