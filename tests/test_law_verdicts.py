@@ -44,7 +44,7 @@ def broken(verdict: Verdict) -> str:
 def test_what_is_proved_is_tried_in_float32() -> None:
     found = decided(OVERFLOWS)
     assert found.kind == "proved"
-    assert found.detail.startswith("by units")
+    assert found.detail.startswith("by algebra")
     assert found.detail.endswith("; in float32 it fails")
     assert found.counterexample is not None
     assert found.counterexample.setting.dtype == "float32"
