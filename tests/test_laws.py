@@ -136,6 +136,12 @@ def test_a_late_mistake_is_found(tmp_path: Path) -> None:
     assert verdict(tmp_path, rule, "out == 0").kind == "refuted"
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_gradient_after_long_silence_is_tried(seed: int, tmp_path: Path) -> None:
+    rule = "rule f(beta1 = 0.9, beta2 = 0.999, eps = 1e-8):\n    m = g → ema(beta1)\n    v = g^2 → ema(beta2)\n    return m / (sqrt(v) + eps)"
+    assert verdicts(tmp_path, f"{rule}\n\nlaw it: abs(out) <= 1\n", examples=200, seed=seed)["it"].kind == "refuted"
+
+
 def test_an_arm_for_a_name_is_tried(tmp_path: Path) -> None:
     rule = 'rule f:\n    match:\n        name ~ "^lm_head": 2*g\n        else: g'
     found = verdict(tmp_path, rule, "out == g").counterexample

@@ -281,11 +281,13 @@ def _fits(t: Tensor, usable: Sequence[Tensor]) -> bool:
 
 
 def _spans(programs: Collection[Program], claim: Claim, parameters: Mapping[str, Constant]) -> tuple[int, ...]:
-    """Lengths of segments: short ones, and some that outlast each count of steps that parameters, the rule's text or the law's may mean."""
+    """Lengths of segments: short ones, and some that outlast each count of steps that parameters, the rule's text or the law's may mean; 0.9 may be the factor
+    of an average, which remembers 10 steps."""
     marks = {float(v) for v in parameters.values() if not isinstance(v, (bool, str))}
     marks |= {float(n.value) for n in nodes((claim.law.premise, claim.law.claim)) if isinstance(n, syntax.Number)}
     for p in programs:
         marks |= set(_counts(p))
+    marks |= {float(round(1 / (1 - v))) for v in marks if 0.5 < v < 1}
     longer = sorted({int(v) + 1 for v in marks if 2 <= v <= LONGEST and v == int(v)})
     return (1, 1, 1, 2, 5, *longer[-3:])
 
