@@ -20,7 +20,6 @@ from reference.stages import stages
 import updsl
 from updsl.front import syntax
 from updsl.front.claims import laws_of
-from updsl.laws.examples import run
 
 RULES = sorted(updsl.library())
 FOLDER = Path(__file__).parent.parent / "rules"
@@ -300,13 +299,10 @@ def test_every_rule_is_compared():
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_examples(name):
+def test_a_rule_without_inputs_has_an_example(name):
+    """Examples are tests of their own, as the files of rules are."""
     rule = updsl.load(name)
-    found = [e for about, e in laws_of(rule.module.unit) if about is rule.module.rule and isinstance(e, syntax.Example)]
-    assert found or rule.inputs, "a rule without inputs has an example"
-    for example in found:
-        for got, expected in zip(*run(rule.module, example), strict=True):
-            np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    assert rule.inputs or any(about is rule.module.rule and isinstance(e, syntax.Example) for about, e in laws_of(rule.module.unit))
 
 
 @pytest.mark.parametrize("name", RULES)

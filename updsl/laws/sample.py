@@ -117,10 +117,10 @@ class Search:
         smaller(self.found[0], breaks, Room(self.sets, self.module.inputs, self.squares, ranges))
 
     def attempt(self, data: st.DataObject) -> None:
-        """One stream; the one that breaks the law is drawn once more at the end."""
+        """One stream; the one that breaks the law is drawn once more at the end. What is drawn does not depend on the time."""
+        setting = self.drawn(data.draw)
         if time.perf_counter() > self.until and self.found is None:
             raise OutOfTime
-        setting = self.drawn(data.draw)
         if self.found is None:
             outcome = self.trial(setting).run(setting, self.until)
             self.streams, self.steps = self.streams + 1, self.steps + len(setting.steps)
