@@ -392,3 +392,9 @@ def test_rules_of_the_library_are_all_different() -> None:
 
 def test_hashing_and_algebra_need_nothing_heavy() -> None:
     assert not loaded_after("import updsl; updsl.canonical_hash('zclip'); assert updsl.equivalent('zclip', 'zclip')") & HEAVY
+
+
+def test_what_two_rules_differ_on_is_as_small_as_it_can_be() -> None:
+    found = updsl.equivalent(updsl.parse("clip norm > 1"), updsl.parse("clip norm > 1 per all"))
+    assert not found
+    assert "step 1: g = weight: [1.], x: [1.]" in str(found)

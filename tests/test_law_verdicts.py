@@ -172,3 +172,12 @@ def test_the_guide_shows_what_is_printed(tmp_path: Path, monkeypatch: pytest.Mon
     result = CliRunner().invoke(cli, command.split(), standalone_mode=False)
     found, shown = (re.sub(r"\d+ steps|on stream \d+", "…", x.strip()) for x in (result.output, printed))
     assert found == shown
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_what_breaks_in_one_entry_of_a_large_tensor_is_shown_in_a_small_one(tmp_path: Path, seed: int) -> None:
+    file = tmp_path / "f.upd"
+    file.write_text("rule f:\n    m = g → ema(0.9)\n    v = g^2 → ema(0.999)\n    return m / (sqrt(v) + 1e-8)\n\nlaw one: abs(out) <= 1\n", encoding="utf-8")
+    (found,) = updsl.check(file, examples=200, seed=seed)
+    assert found.kind == "refuted"
+    assert sum(t.numel for t in found.counterexample.setting.tensors) <= 4

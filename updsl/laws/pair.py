@@ -91,7 +91,8 @@ class Comparison(Search):
         grounds = ground_of(a, claims[0], of_a), ground_of(b, claims[1], of_b)
         self.modules: tuple[Module, Module] = (a, b)
         self.pairs: dict[tuple[Tensor, ...], Pair] = {}
-        for tensors in dict.fromkeys((*grounds[0].sets, *grounds[1].sets)):
+        drawn, fewest = (dict.fromkeys((*x, *y)) for x, y in zip(*((g.sets, g.fewest) for g in grounds), strict=True))
+        for tensors in {**drawn, **fewest}:
             try:
                 pair = Pair(Side(a, tensors, of_a), Side(b, tensors, of_b), tensors)
             except UpdslError:  # one of them cannot be used for these
@@ -99,7 +100,8 @@ class Comparison(Search):
             if pair.is_given_alike:
                 self.pairs[tensors] = pair
         spans = max((g.spans for g in grounds), key=lambda spans: spans[-1])
-        super().__init__(replace(a, inputs={**b.inputs, **a.inputs}), claims[0], of_a, Ground(tuple(self.pairs), spans))
+        ground = Ground(tuple(ts for ts in drawn if ts in self.pairs), tuple(ts for ts in fewest if ts in self.pairs), spans)
+        super().__init__(replace(a, inputs={**b.inputs, **a.inputs}), claims[0], of_a, ground)
 
     def trial(self, setting: Setting) -> Any:
         return self.pairs[setting.tensors]

@@ -69,7 +69,7 @@ class Search:
 
     def __init__(self, module: Module, claim: Claim, parameters: Mapping[str, Constant], ground: Ground, dtype: str = "float64"):
         self.module, self.claim, self.parameters, self.dtype = module, claim, dict(parameters), dtype
-        self.sets, self.spans = ground.sets, ground.spans
+        self.sets, self.fewest, self.spans = ground.sets, ground.fewest, ground.spans
         self.trials: dict[object, Trial] = {}
         self.constants: frozenset[str] = frozenset()
         self.compared = self.streams = self.steps = 0
@@ -114,7 +114,13 @@ class Search:
 
         assert self.found is not None
         ranges = {name: _marks(low, high) for name, (low, high) in self.claim.ranges_of(self.parameters).items()}
-        smaller(self.found[0], breaks, Room(self.sets, self.module.inputs, self.squares, ranges))
+        smaller(self.found[0], breaks, Room((*self.sets, *self.fewest), self.module.inputs, self.squares, ranges, self.broken_at))
+
+    def broken_at(self) -> tuple[int, ...]:
+        """The index of the entry at which the law broke last."""
+        assert self.found is not None
+        breach = self.found[1].breach
+        return () if breach is None else breach.index
 
     def attempt(self, data: st.DataObject) -> None:
         """One stream; the one that breaks the law is drawn once more at the end. What is drawn does not depend on the time."""
@@ -244,15 +250,17 @@ def cut(setting: Setting, steps: int) -> Setting:
 
 @dataclass(frozen=True)
 class Ground:
-    """What a law can be tried on, with some values of the parameters. sets: of tensors; spans: lengths of segments, as often as they are drawn."""
+    """What a law can be tried on, with some values of the parameters. sets: of tensors; fewest: small ones, that what is found may become; spans: lengths of
+    segments, as often as they are drawn."""
 
     sets: tuple[tuple[Tensor, ...], ...]
+    fewest: tuple[tuple[Tensor, ...], ...]
     spans: tuple[int, ...]
 
 
 def ground_of(module: Module, claim: Claim, parameters: Mapping[str, Constant]) -> Ground:
     usable = by_tensor(module, parameters, names_asked(claim, parameters))
-    return Ground(tuple(_sets(list(usable))), _spans(set(usable.values()), claim, parameters))
+    return Ground(tuple(_sets(list(usable))), _fewest(list(usable)), _spans(set(usable.values()), claim, parameters))
 
 
 def names_asked(claim: Claim, parameters: Mapping[str, Constant]) -> list[str]:
@@ -273,6 +281,12 @@ def _sets(usable: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     sizes = [Tensor("weight", (37, 5)), Tensor("x", (1,)), Tensor("0", (2, 1, 3))]
     more = [tuple({t.name: t for t in ts if _fits(t, usable)}.values()) for ts in (many, sizes)]
     return [(t,) for t in small] + arms + [ts for ts in more if ts] or [(t,) for t in usable[:3]]
+
+
+def _fewest(usable: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
+    """The smallest sets of several tensors that the rule can be used for: what is found in a larger one is made smaller to these."""
+    of_shape = [(Tensor("weight", a), Tensor("x", b)) for a, b in (((1,), (1,)), ((2,), (1,)), ((1, 1), (1, 1)), ((2, 1), (1,)), ((2, 2), (1,)))]
+    return tuple(ts for ts in of_shape if all(_fits(t, usable) for t in ts))
 
 
 def _fits(t: Tensor, usable: Sequence[Tensor]) -> bool:

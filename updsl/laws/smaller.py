@@ -32,19 +32,28 @@ Made: TypeAlias = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 @dataclass(frozen=True)
 class Room:
     """What a setting may be made of. sets: of tensors, the plainest first; kinds: of the rule's inputs, by name; squares: a setting's tensors → matrices of the
-    law's names; ranges: numbers of each of its ranges, the plainest first."""
+    law's names; ranges: numbers of each of its ranges, the plainest first; at: the entry at which the last setting broke the law, if it is one."""
 
     sets: Sequence[tuple[Tensor, ...]]
     kinds: Mapping[str, str]
     squares: Callable[[Setting], dict[str, Arrays]]
     ranges: Mapping[str, Sequence[float]]
+    at: Callable[[], tuple[int, ...]] = tuple
 
 
 def smaller(setting: Setting, breaks: Callable[[Setting], Setting | None], room: Room) -> Setting:
     """The smallest setting that is found, one change after the other. breaks: the setting up to where the law breaks, or None where it holds, or there is
     neither time nor patience."""
     louder = [lambda s, k=k: _tensors(s, room, lambda x, shape: np.full(shape, k * _largest(x))) for k in LOUD]
-    changes = (lambda s: _tensors(s, room, np.resize), _steps, lambda s: _numbers(s, room.ranges), _wholes, _entries, *louder)
+    changes = (
+        lambda s: _tensors(s, room, np.resize),
+        lambda s: _tensors(s, room, _course(room.at())),
+        _steps,
+        lambda s: _numbers(s, room.ranges),
+        _wholes,
+        _entries,
+        *louder,
+    )
     again = True
     while again:
         again = False
@@ -71,6 +80,11 @@ def _tensors(setting: Setting, room: Room, made: Made) -> Iterator[Setting]:
                 inputs=tuple(inputs),
                 matrices=room.squares(replace(setting, tensors=tensors)),
             )
+
+
+def _course(at: tuple[int, ...]) -> Made:
+    """The entry there, for all entries."""
+    return lambda x, shape: np.full(shape, x[at]) if x.ndim == len(at) and all(i < n for i, n in zip(at, x.shape, strict=True)) else np.resize(x, shape)
 
 
 def _has_inputs(setting: Setting, name: str) -> bool:
