@@ -20,6 +20,7 @@ from reference.stages import stages
 import updsl
 from updsl.front import syntax
 from updsl.front.claims import laws_of
+from updsl.laws.examples import run
 
 RULES = sorted(updsl.library())
 FOLDER = Path(__file__).parent.parent / "rules"
@@ -299,10 +300,19 @@ def test_every_rule_is_compared():
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_rule_without_inputs_has_an_example(name):
-    """Examples are tests of their own, as the files of rules are."""
+def test_examples(name):
+    """Exact, or right to the last digit that is written."""
     rule = updsl.load(name)
-    assert rule.inputs or any(about is rule.module.rule and isinstance(e, syntax.Example) for about, e in laws_of(rule.module.unit))
+    found = [e for about, e in laws_of(rule.module.unit) if about is rule.module.rule and isinstance(e, syntax.Example)]
+    assert found or rule.inputs, "a rule without inputs has an example"
+    for example in found:
+        for got, expected in zip(*run(rule.module, example), strict=True):
+            assert got.shape == expected.shape
+            for x, written in zip(got.ravel(), expected.ravel(), strict=True):
+                digits = len(f"{abs(written):.8g}".replace(".", "").lstrip("0").partition("e")[0])
+                short = float(f"{written:.8g}") == written
+                if not (short and np.isfinite(x) and abs(x - written) <= 0.5000001 * 10.0 ** (np.floor(np.log10(abs(written) or 1.0)) + 1 - digits)):
+                    np.testing.assert_allclose(x, written, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -15,7 +15,7 @@ from updsl.front import syntax
 from updsl.front.claims import inputs_of
 from updsl.front.elaborate import elaborate
 from updsl.front.module import Module, Parameter
-from updsl.front.statics import number
+from updsl.front.statics import constant, number
 from updsl.front.unit import Constant
 
 STREAM, RESULT, PREMISE, CLAIM = "law stream", "law result", "law premise", "law claim"
@@ -100,6 +100,15 @@ def claim_of(module: Module, law: syntax.Law) -> Claim:
     known = {**module.parameters, **{n: Parameter(n, 1.0) for n in numbers}}
     kinds = {i.name: i.scope.name if i.scope else i.kind for i in items}
     return Claim(law, Module(module.unit, rule, known, kinds, False), parts.get(PREMISE), parts[CLAIM], tuple(streams))
+
+
+def parameters_of(law: syntax.Law, values: Mapping[str, Constant]) -> dict[str, Constant]:
+    """The rule's parameters as the law sets them, the others as they are."""
+    parameters = dict(values)
+    for s in law.settings:
+        assert s.name is not None
+        parameters[s.name] = constant(s.value, parameters)
+    return parameters
 
 
 def _without_runs(tree: Any, streams: list[syntax.Expr]) -> Any:

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from updsl.front import syntax
-from updsl.front.claim import RESULT, Claim, claim_of
+from updsl.front.claim import RESULT, Claim, claim_of, parameters_of
 from updsl.front.claims import laws_of
 from updsl.front.contents import nodes
 from updsl.front.module import Module, module_of
-from updsl.front.statics import constant
 from updsl.front.unit import Constant, Unit
 from updsl.laws.check import defaults
 from updsl.laws.prove import prove
@@ -55,10 +54,7 @@ def decide(
     and shows where.
     """
     begun = time.perf_counter()
-    parameters = dict(values)
-    for s in law.settings:
-        assert s.name is not None
-        parameters[s.name] = constant(s.value, parameters)
+    parameters = parameters_of(law, values)
 
     def verdict(kind: Kind, detail: str, counterexample: Counterexample | None = None) -> Verdict:
         return Verdict(module.name, law.name, kind, detail, counterexample, time.perf_counter() - begun)

@@ -19,7 +19,7 @@ from updsl.core.diagnostic import UpdslError
 from updsl.core.ir import Program
 from updsl.core.source import Source
 from updsl.front import syntax
-from updsl.front.claim import Claim, claim_of
+from updsl.front.claim import Claim, claim_of, parameters_of
 from updsl.front.claims import laws_of
 from updsl.front.contents import nodes
 from updsl.front.elaborate import elaborate
@@ -27,7 +27,6 @@ from updsl.front.files import open_unit
 from updsl.front.module import Module, module_of
 from updsl.front.parse import parse
 from updsl.front.probes import by_tensor, programs_of
-from updsl.front.statics import constant
 from updsl.front.unit import Constant, Unit
 from updsl.laws import examples
 from updsl.laws.check import check_unit, defaults
@@ -226,11 +225,7 @@ def changed(module: Module, other: Unit) -> Module:
 
 def witness(module: Module, law: syntax.Law, streams: int) -> Witness:
     """The streams for a law."""
-    parameters = dict(defaults(module))
-    for s in law.settings:
-        assert s.name is not None
-        parameters[s.name] = constant(s.value, parameters)
-    claim = claim_of(module, law)
+    claim, parameters = claim_of(module, law), parameters_of(law, defaults(module))
     recorder = Recorder(module, claim, parameters, ground_of(module, claim, parameters))
     for i in range(ROUNDS):
         recorder.wanted = streams * (i + 1) // ROUNDS

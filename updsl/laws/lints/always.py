@@ -8,12 +8,11 @@ from updsl.core.diagnostic import Diagnostic
 from updsl.core.frame import Tensor
 from updsl.core.ir import Apply, Expr, Ref, rewrite, walk
 from updsl.front import syntax
-from updsl.front.claim import CLAIM, COMPARISONS, PREMISE, RESULT, Claim, claim_of
+from updsl.front.claim import CLAIM, COMPARISONS, PREMISE, RESULT, Claim, claim_of, parameters_of
 from updsl.front.contents import nodes
 from updsl.front.elaborate import elaborate
 from updsl.front.module import Module
 from updsl.front.probes import tensors_of
-from updsl.front.statics import constant
 from updsl.front.unit import Constant
 from updsl.laws.lints.bounds import Bounds
 from updsl.laws.lints.flow import Flow
@@ -24,11 +23,7 @@ MIRRORED = {"ge": "le", "gt": "lt"}
 
 def law_always_holds(module: Module, law: syntax.Law, values: Mapping[str, Constant]) -> Iterator[Diagnostic]:
     """The law, if its text alone makes it hold."""
-    parameters = dict(values)
-    for s in law.settings:
-        assert s.name is not None
-        parameters[s.name] = constant(s.value, parameters)
-    claim = claim_of(module, law)
+    claim, parameters = claim_of(module, law), parameters_of(law, values)
     known = {**parameters, **{n: 1.0 for n in claim.module.parameters if n not in parameters}}
     fixed = {n: v for n, v in parameters.items() if n not in claim.ranges}
     named = any(isinstance(n, syntax.Name) and n.id == "name" for n in nodes(law))
