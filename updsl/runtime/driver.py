@@ -21,24 +21,15 @@ from updsl.runtime.familiar import Display, Last
 from updsl.runtime.inputs import inputs_of, known_input
 from updsl.runtime.mirror import Mirror
 from updsl.runtime.nonfinite import Guard, all_finite
-from updsl.runtime.parameters import rate, seeded, set_later
+from updsl.runtime.parameters import listed, rate, seeded, set_later
 from updsl.runtime.reference import over_tensors
 from updsl.runtime.rule import Rule, from_samples
 from updsl.runtime.state import same_rule
+from updsl.runtime.succession import Member, Succession
 
 IN_PLACE = ("skip", "raise", "propagate")
 """The policies under which a step may write in place."""
 FLOATS = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
-
-
-@dataclass(frozen=True)
-class Member:
-    """A parameter of one of the optimizers, and its group's index among all groups."""
-
-    name: str
-    parameter: torch.Tensor
-    optimizer: torch.optim.Optimizer
-    group: int
 
 
 @dataclass(frozen=True)
@@ -100,23 +91,41 @@ class Driver:
         if list(map(len, groups)) != list(map(len, self._structure)) or not all(
             all(map(is_, now, before)) for now, before in zip(groups, self._structure, strict=True)
         ):
-            self._members = {m.name: m for m in self._named()}
+            before, self._members = self._members, {m.name: m for m in self._named()}
             self._structure = list(map(list, groups))
+            self._succeed(Succession(before.values(), self._members.values()))
             self._shapes = layout({n: m.parameter.shape for n, m in self._members.items()}, {n: m.group for n, m in self._members.items()}, ())
         return self._members
 
+    def _succeed(self, succession: Succession) -> None:
+        """Let the state go with the tensors. Warns of what is dropped."""
+        if not succession.changes:
+            return
+        dropped = [name for name in succession.gone if name in self.state.t]
+        self.state, self._displayed = succession.of_state(self.state), {}
+        self.mirror.succeed(succession.keys)
+        for m in succession.left:
+            self._hide(m.optimizer, m.parameter)
+        if dropped:
+            message = f"{listed(dropped)} left the groups, or was replaced by another tensor: its state of the rule `{self.rule.name}` is dropped"
+            warnings.warn(message, stacklevel=2)
+
     def _named(self) -> Iterator[Member]:
         by_id = None if self.names is None else {id(p): name for name, p in named(self.names).items()}
-        seen: set[str] = set()
+        seen: set[str | int] = set()
         at = 0
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 for name, p in zip(self._names(group, at, by_id), group["params"], strict=True):
                     if name in seen:
                         raise UpdslError(Diagnostic("duplicate-tensor", f"two tensors are called `{name}`", help="give each tensor a name of its own"))
+                    if id(p) in seen:
+                        raise UpdslError(
+                            Diagnostic("duplicate-tensor", f"`{name}` is in the groups twice", help="a tensor that is used twice is one parameter")
+                        )
                     if p.dtype not in FLOATS:
                         arrays.supported(p, f"`{name}`")
-                    seen.add(name)
+                    seen |= {name, id(p)}
                     yield Member(name, p, optimizer, at)
                 at += 1
 
@@ -271,9 +280,16 @@ class Driver:
         """Take the references out of the optimizers' states."""
         self._displayed = {}
         for optimizer in self.optimizers:
-            for own in optimizer.state.values():
-                for key in [key for key in own if self.mirror.is_own(key)]:
-                    del own[key]
+            for p in list(optimizer.state):
+                self._hide(optimizer, p)
+
+    def _hide(self, optimizer: torch.optim.Optimizer, p: torch.Tensor) -> None:
+        own = optimizer.state.get(p, {})
+        mine = [key for key in own if self.mirror.is_own(key)]
+        for key in mine:
+            del own[key]
+        if mine and not own:
+            del optimizer.state[p]
 
     def adopt(self) -> bool:
         """Take over the state that lies in the optimizers'; whether there was any. Raises UpdslError if it is another rule's."""

@@ -54,6 +54,11 @@ class Mirror:
                 self._holder[name, key] = held
         return held
 
+    def succeed(self, keys: Mapping[Key, Key]) -> None:
+        """Where tensors and groups have other keys now, and what is held by those that have none is to be held by others."""
+        held = ((name, keys.get(key), keys.get(holder)) for (name, key), holder in self._holder.items())
+        self._holder = {(name, key): str(holder) for name, key, holder in held if key is not None and holder is not None}
+
     def state(self, entries: Mapping[str, Mapping[str, Any]], scopes: Mapping[str, Scope], group_of: Mapping[str, int]) -> RuleState | None:
         """The state that entries hold, None if they hold none. scopes: of the rule's states; entries of others are left alone."""
         steps: dict[str, int] = {}

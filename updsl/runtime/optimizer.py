@@ -191,7 +191,7 @@ def _with_rule(cls: type[torch.optim.Optimizer], rule: Rule, options: Mapping[st
             values = state.pop("updsl", None)
             super().__setstate__(state)
             if values is not None:  # torch comes here to load a state_dict, too
-                self.handle = attach(self, rule, **options)
+                self.handle = attach(self, rule, chain=True, **options)  # a shallow copy has the same parameters
                 self.handle.driver.values = dict(values)
 
         def __reduce_ex__(self, protocol: Any) -> tuple:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch.optim import LBFGS, Optimizer, SparseAdam
@@ -24,8 +25,11 @@ INSIDE = ("optimizer", "original_optimizer")
 FRAMEWORKS = frozenset("accelerate lightning lightning_fabric pytorch_lightning opacus".split())
 """Packages whose optimizers are wrappers; Lightning's has the hooks of the optimizer that it holds."""
 
-attached: WeakKeyDictionary[Optimizer, list[Handle]] = WeakKeyDictionary()
-"""The handles of each optimizer, in the order in which their rules run."""
+
+def attached(optimizer: Optimizer) -> list[Handle]:
+    """The handles of an optimizer, in the order in which their rules run. They are in its hooks, and nowhere else: they live as long as it does."""
+    owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values())
+    return [owner for owner in owners if isinstance(owner, Handle)]
 
 
 def attach(
@@ -60,16 +64,32 @@ def attach(
     inner = [unwrapped(o) for o in (optimizer if isinstance(optimizer, (list, tuple)) else [optimizer])]
     refuse_writer(rule, "attach")
     refuse_optimizers(inner)
-    for o in inner:
-        if not chain and any(h.rule.text == rule.text for h in attached.get(o, ())):
-            raise UpdslError(
-                Diagnostic(
-                    "already-attached",
-                    f"`{rule.name}` is attached to this {type(o).__name__} already",
-                    help="`handle.remove()` the first, or pass `chain=True` to run it twice",
-                )
-            )
+    if not chain:
+        refuse_again(rule, inner)
     return Handle(rule, inner, names, nonfinite, backend, seed)
+
+
+def refuse_again(rule: Rule, optimizers: list[Optimizer]) -> None:
+    """Raises UpdslError where the rule is attached to one of the optimizers, or to another one of the same parameters."""
+    help_ = "`handle.remove()` the first, or pass `chain=True` to run it twice"
+    for o in optimizers:
+        if any(h.rule.text == rule.text for h in attached(o)):
+            raise UpdslError(Diagnostic("already-attached", f"`{rule.name}` is attached to this {type(o).__name__} already", help=help_))
+    parameters = {id(p) for o in optimizers for p in parameters_of(o)}
+    if any(shares(h, rule, parameters) for h in list(handles)):
+        gc.collect()  # an optimizer and its hooks refer to each other
+        for h in [h for h in handles if shares(h, rule, parameters)]:
+            message = f"`{rule.name}` is attached to another {type(h.optimizers[0]).__name__}, of the same parameters, already"
+            raise UpdslError(Diagnostic("already-attached", message, help=help_))
+
+
+def shares(handle: Handle, rule: Rule, parameters: set[int]) -> bool:
+    """Whether the handle puts this rule before an optimizer of some of the parameters."""
+    return not handle.is_removed and handle.rule.text == rule.text and any(id(p) in parameters for o in handle.optimizers for p in parameters_of(o))
+
+
+def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def refuse_writer(rule: Rule, who: str) -> None:
@@ -103,7 +123,7 @@ def refuse_optimizers(optimizers: list[Optimizer]) -> None:
                     help="attach to each optimizer by itself",
                 )
             )
-    parameters = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    parameters = [id(p) for o in optimizers for p in parameters_of(o)]
     if not optimizers or len(set(map(id, optimizers))) < len(optimizers) or len(set(parameters)) < len(parameters):
         raise UpdslError(Diagnostic("duplicate-tensor", "attach needs optimizers, each of them once and each parameter in one of them"))
 
@@ -138,7 +158,7 @@ class Handle:
     """A rule that stands before some optimizers; made by `updsl.attach`."""
 
     def __init__(self, rule: Rule, optimizers: list[Optimizer], names: Any, nonfinite: str, backend: str, seed: int):
-        before = max((h.place for o in optimizers for h in attached.get(o, ())), default=0)
+        before = max((h.place for o in optimizers for h in attached(o)), default=0)
         self.place = before + 1
         prefix = PREFIX if self.place == 1 else f"updsl{self.place}."
         self.rule, self.optimizers = rule, optimizers
@@ -151,8 +171,7 @@ class Handle:
         self.driver.adopt()
         self._hooks = [h for o in optimizers for h in self._hooked(o)]
         self._after_hooks = [o.register_step_post_hook(self._after) for o in optimizers]
-        for o in optimizers:
-            attached.setdefault(o, []).append(self)
+        handles.add(self)
 
     def _hooked(self, o: Optimizer) -> Iterable[Any]:
         yield o.register_step_pre_hook(self._before)
@@ -179,9 +198,6 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        for o in self.optimizers:
-            if self in attached.get(o, ()):
-                attached[o].remove(self)
         if not self._kept:
             self._finish_removal()
 
@@ -229,7 +245,7 @@ class Handle:
                 self._withhold(optimizer)
             return
         self._present = ()
-        if any(h._kept.get(id(optimizer)) for h in attached.get(optimizer, ()) if h is not self):
+        if any(h._kept.get(id(optimizer)) for h in attached(optimizer) if h is not self):
             return
         scale = getattr(optimizer, "grad_scale", None)
         if scale is not None and len(self.optimizers) > 1:
@@ -265,7 +281,7 @@ class Handle:
 
     def _withhold(self, optimizer: Optimizer) -> None:
         """Without gradients an optimizer does not move."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = parameters_of(optimizer)
         self._kept[id(optimizer)] = [(p, p.grad) for p in parameters if p.grad is not None]
         for p in parameters:
             p.grad = None
@@ -298,9 +314,13 @@ class Handle:
     def _entries(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """A group's values of this rule's parameters. Raises UpdslError for an entry `updsl.<name>` that no attached rule has."""
         found = {key.removeprefix(PREFIX): value for key, value in group.items() if isinstance(key, str) and key.startswith(PREFIX)}
-        rules = [self.rule, *(h.rule for o in self.optimizers for h in attached.get(o, ()))]
+        rules = [self.rule, *(h.rule for o in self.optimizers for h in attached(o))]
         for name in found:
             if not any(name in rule.params for rule in rules):
                 message = f"a parameter group sets `{PREFIX}{name}`, and `{self.rule.name}` has no parameter `{name}`"
                 raise UpdslError(Diagnostic("unknown-parameter", message, help=instead_of(self.rule.module, name)))
         return {name: value for name, value in found.items() if name in self.rule.params}
+
+
+handles: WeakSet[Handle] = WeakSet()
+"""All that live, removed ones among them."""
