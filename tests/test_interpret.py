@@ -315,5 +315,13 @@ def test_draws_on_other_grids_with_other_scales():
     close(rule.state.values["x kept"]["m"].ravel(), rng.uniform01(rng.words(0, 1, "m", "here", np.arange(6))))
 
 
+def test_one_rank_has_everything():
+    """What ranks have together, where there is one: itself."""
+    part = reduce("norm", G, to=ROW)
+    body = [("a", apply("total", part, static=("norm 2",))), ("b", apply("pooled", 2.0, 5.0, part)), ("c", apply("gathered", G))]
+    out = apply("add", value("c", GRID), apply("sub", value("a", part.type), value("b", part.type)))
+    close(Rule(program(body, out), shapes={"m": (1, 2)}).step({"m": np.array([[3.0, 4.0]])}).out["m"], [[3, 4]])
+
+
 def test_every_core_op_is_stated_here():
-    assert {op.name for op in OPS.values() if op.kind == "core"} == {"spread", "store", "push", "empty"}
+    assert {op.name for op in OPS.values() if op.kind == "core"} == {"spread", "store", "push", "empty", "total", "pooled", "gathered"}

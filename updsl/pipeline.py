@@ -16,6 +16,7 @@ from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Frame, Result, RuleState, Tensor
 from updsl.core.ir import Expr, Program, Ref, blocks, roots, walk
 from updsl.core.kept import kept
+from updsl.core.ranks import Cut, is_of_ranks
 from updsl.core.source import Source
 from updsl.front.elaborate import Elaborated, check_text, elaborate
 from updsl.front.files import is_path, library, load_module
@@ -24,6 +25,7 @@ from updsl.front.unit import Constant, Unit, load_unit
 from updsl.middle.flat import flat
 from updsl.middle.parts import Part, parts
 from updsl.middle.rewrite import averaged
+from updsl.middle.shard import shard
 from updsl.middle.share import share
 
 BACKENDS = ("auto", "cpp", "triton", "torch", "inductor", "interpret")
@@ -240,6 +242,39 @@ CPP = Emitter("cpp", "C++", cpp_kernels, no_compiler, uncovered, is_foreign)
 TRITON = Emitter("triton", "Triton", triton_kernels, no_triton, uncovered_on_gpu, is_foreign_on_gpu)
 EMITTERS = {"cpp": CPP, "triton": TRITON, "cpu": CPP, "cuda": TRITON}
 """The backend of this name, and the one that "auto" chooses for this kind of device; for other devices it is torch."""
+
+
+def to_sharded_engine(
+    module: Module,
+    tensors: Sequence[Tensor],
+    params: Mapping[str, Constant],
+    overridden: frozenset[str],
+    lr: bool,
+    ranks: Any,
+) -> Engine:
+    """Declarations and whole tensors → what runs on the part of each that this rank has, together with the other ranks: a class for each way to lie over the
+    ranks. ranks: `updsl.runtime.distributed.Shards`."""
+    made = elaborate(module, tensors, params, overridden, lr)
+    ranks.keep_whole([name for name, c in made.class_of.items() if has_blocks(made.programs[c])])
+    ways: dict[tuple[int, Cut], int] = {}
+    class_of = {name: ways.setdefault((c, ranks.cuts[name]), len(ways)) for name, c in made.class_of.items()}
+    programs = tuple(prepared(made.programs[c]) for c, _ in ways)
+    cuts = dict(enumerate(cut for _, cut in ways))
+
+    def to_parts(running_programs: Mapping[int, Program], running: frozenset[tuple[int, str]]) -> tuple[Part, ...]:
+        return parts(shard(flat(running_programs, running), cuts), is_of_ranks)
+
+    from updsl.back.torch_exec import TorchBackend
+    from updsl.back.torch_sharded import ShardedBackend
+
+    elaborated = replace(made, programs=programs, class_of=class_of, reductions=tuple(made.reductions[c] for c, _ in ways))
+    return Engine(elaborated, ShardedBackend(programs, class_of, tensors, to_parts, TorchBackend, ranks), "torch")
+
+
+def has_blocks(program: Program) -> bool:
+    """Whether values are of blocks of entries, which go across the parts that ranks have."""
+    types = (*(s.type for s in program.states), *(i.type for i in program.inputs), *(n.type for e in roots(program) for n in walk(e)))
+    return any(t.scope.size for t in types)
 
 
 def prepared(program: Program) -> Program:

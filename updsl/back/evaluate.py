@@ -202,6 +202,8 @@ class Moment:
             case "store", (x,):
                 value = self.evaluated(x, e.type, at)
                 return value if isinstance(value, Window) else numeric.rounded(value, e.static[0])
+            case "total" | "pooled" | "gathered", (*_, x):  # of one rank, which has everything
+                return self.evaluated(x, e.type, at)
             case "push", (window, x):
                 return push(self.window(window, e.type, at), self.array(x, replace(e.type, window=0), at))
             case "empty", ():

@@ -178,7 +178,7 @@ class HybridBackend:
                 values = after.values
                 if memory is not None:
                     memory[i] = after
-            for c, name, into in _given(stage.part, handed, kept):
+            for c, name, into in given_by(stage.part, handed, kept):
                 names = [n for n in own.g if self.class_of[n] == c]
                 keys = {n: key_of(next(s for s in stage.part.programs[c].states if s.name == name), n, own.group_of) for n in names}
                 into.setdefault(name, {}).update({key: values[name][key] for key in keys.values()})
@@ -242,7 +242,7 @@ class HybridBackend:
             self._runs = [run for run in self._runs if run.state is not state]
 
 
-def _given(part: Part, handed: Handed, kept: Handed) -> Iterator[tuple[int, str, Handed]]:
+def given_by(part: Part, handed: Handed, kept: Handed) -> Iterator[tuple[int, str, Handed]]:
     """Class, and name, of what a part gives, and where it belongs."""
     for c in part.programs:
         yield from ((c, s.name, handed) for s in part.hands_on[c])

@@ -95,7 +95,8 @@ class Expressions(Writer):
         given = next(i for i in self.program.inputs if i.name == e.name)
         if given.kind == "per":
             return Code(self.arg("input", e.name, given.type), e.type, "tensor", flat=self.is_flat(e.type))
-        return Code(self.stream(given.kind, e.name, e.name), e.type, "tensor")
+        text = self.arg(given.kind, e.name, wish=e.name) if e.type.boolean else self.stream(given.kind, e.name, e.name)
+        return Code(text, e.type, "tensor")
 
     def read_builtin(self, e: Ref) -> Code:
         match e.name:
@@ -278,6 +279,8 @@ class Expressions(Writer):
                 return self.spread(self.render(x), e.type)
             case "store", (x,):
                 return self.stored(self.spread(self.render(x), e.type), e.static[0])
+            case "total" | "pooled" | "gathered", (*_, x):  # the collective was before: here all ranks have the result
+                return self.spread(self.render(x), e.type)
             case "push", (window, x):
                 return self.push(self.spread(self.render(window), e.type), self.render(x), e.type)
             case "empty", ():

@@ -166,6 +166,9 @@ _ROWS = [
     Op("store", ("x",), "core", "x rounded to the type of a state (`state`), of the weight (`weight`) or a named dtype, spread to the Apply's type; `of` is the state, or w", None, text="", static=("dtype", "of")),
     Op("push", ("window", "x"), "core", "the window with x as its newest value, its oldest dropped when full", None, text="core.push({window}, {x})"),
     Op("empty", (), "core", "an empty window", None, text="core.empty"),
+    Op("total", ("x",), "core", "what the ranks have of a reduction, made one by a collective: static = (how,)", None, text="core.total({x})", static=("how",)),
+    Op("pooled", ("n", "mean", "x"), "core", "the variance over all ranks of their counts, means and variances", None, text="core.pooled({n}, {mean}, {x})"),
+    Op("gathered", ("x",), "core", "x of the whole tensor, of which every rank has a part", None, text="core.gathered({x})"),
 ]
 # fmt: on
 

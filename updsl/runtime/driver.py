@@ -125,6 +125,7 @@ class Driver:
                         )
                     if p.dtype not in FLOATS:
                         arrays.supported(p, f"`{name}`")
+                    self.placed(name, p)
                     seen |= {name, id(p)}
                     yield Member(name, p, optimizer, at)
                 at += 1
@@ -143,6 +144,12 @@ class Driver:
             message = f"`{self.rule.name}` reads the names of tensors, and they have none"
             raise UpdslError(Diagnostic("no-names", message, help="pass `names=model`, or pairs of (name, tensor)"))
         return [f"{at}.{i}" for i in range(len(group["params"]))]
+
+    def placed(self, name: str, p: torch.Tensor) -> None:
+        """Raises UpdslError for a parameter of which this rank has a part, if the others are whole."""
+        if hasattr(p, "device_mesh"):
+            message = f"`{name}` is a DTensor, and the other parameters were none when the rule was attached"
+            raise UpdslError(Diagnostic("placement", message, help="attach when all parameters are there"))
 
     def layout(self) -> Layout:
         """The tensors, their groups, and what the groups set, as of now."""
@@ -179,14 +186,7 @@ class Driver:
             frame, finite = self.guard.admit(frame, getattr(engine.run, "is_finite", None))
             return None if frame is None else Stepped(frame, None, finite, engine.run)
         self._last = None
-        grads = self.gradients(here)
-        if in_place:
-            writable(grads, "the gradient")
-        if scale is not None:
-            inverse = scale.double().reciprocal().float()
-            grads = {name: g * inverse.to(g.device) for name, g in grads.items()}
-        now = self._frame(here, engine, grads, not in_place)
-        admitted, finite = self.guard.admit(now) if now.g else (now, None)
+        now, admitted, finite = self.admitted(here, engine, in_place, scale)
         if admitted is None:
             self.inputs = {}
             return None
@@ -202,6 +202,22 @@ class Driver:
             self.inputs = {}
             return None
         return Stepped(now, result, finite, engine.run)
+
+    def admitted(self, here: Layout, engine: Engine, in_place: bool, scale: torch.Tensor | None) -> tuple[Frame, Frame | None, Any]:
+        """The step as it is given, as the policy lets it be (None: not at all), and what the policy saw."""
+        now = self.given(here, engine, in_place, scale)
+        admitted, finite = self.guard.admit(now) if now.g else (now, None)
+        return now, admitted, finite
+
+    def given(self, here: Layout, engine: Engine, in_place: bool, scale: torch.Tensor | None) -> Frame:
+        """The frame of the current gradients, checked."""
+        grads = self.gradients(here)
+        if in_place:
+            writable(grads, "the gradient")
+        if scale is not None:
+            inverse = scale.double().reciprocal().float()
+            grads = {name: g * inverse.to(g.device) for name, g in grads.items()}
+        return self._frame(here, engine, grads, not in_place)
 
     @staticmethod
     def reads(engine: Engine) -> bool:
@@ -227,6 +243,14 @@ class Driver:
                 found[name] = g.detach() if g.requires_grad else g
         return found
 
+    def weight(self, name: str) -> torch.Tensor:
+        """Of a member, as it is read."""
+        return self._members[name].parameter.detach()
+
+    def target(self, name: str) -> torch.Tensor:
+        """The memory of a member's weight."""
+        return self._members[name].parameter.detach()
+
     def gradient(self, name: str) -> torch.Tensor:
         """That a member has."""
         g = self._members[name].parameter.grad
@@ -238,7 +262,7 @@ class Driver:
         if from_mean and "samples" in self.inputs:
             g = arrays.gradients(from_samples(self.rule, here, g, self.inputs), here)
         found, batch = inputs_of(self.rule.module, engine, here, g, self.inputs, arrays.to_torch)
-        w = {name: self._members[name].parameter.detach() for name in g}
+        w = {name: self.weight(name) for name in g}
         return frame(self.rule.module, engine, here, self.values, None, g, w, found, batch, self.seed, consumed=True)
 
     def commit(self, stepped: Stepped, write: Callable[[], None]) -> None:
@@ -273,8 +297,19 @@ class Driver:
         own = {name: m for name, m in self._members.items() if m.optimizer is optimizer}
         mine = [name for name in present if name in own]
         for name, entries in self.mirror.entries(self.state, mine, {name: m.group for name, m in own.items()}).items():
-            optimizer.state[own[name].parameter].update(entries)
+            optimizer.state[own[name].parameter].update(self.shown(name, entries))
         self._displayed[id(optimizer)] = Display(optimizer, {name: own[name].parameter for name in mine}, present, self.state, self.mirror.prefix)
+
+    def before_save(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's state is about to be read."""
+
+    def shown(self, name: str, entries: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Entries of a tensor as they lie in the optimizer's state."""
+        return entries
+
+    def taken(self, name: str, entries: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The inverse of `shown`."""
+        return entries
 
     def hide(self) -> None:
         """Take the references out of the optimizers' states."""
@@ -294,7 +329,7 @@ class Driver:
     def adopt(self) -> bool:
         """Take over the state that lies in the optimizers'; whether there was any. Raises UpdslError if it is another rule's."""
         here = self.layout()
-        entries = {name: m.optimizer.state.get(m.parameter, {}) for name, m in self._members.items()}
+        entries = {name: self.taken(name, m.optimizer.state.get(m.parameter, {})) for name, m in self._members.items()}
         self._same_rule("the optimizer's state", entries.values())
         found = self.mirror.state(entries, self.scopes(self.engine(here)), here.group_of)
         self.state, self._displayed = found or RuleState(), {}
@@ -325,6 +360,15 @@ class Driver:
                     optimizer.state[p][key] = x.to(p.device) if isinstance(x, torch.Tensor) else x
         if not self.adopt() and any(originals):
             warnings.warn(f"the checkpoint holds no state of the rule `{self.rule.name}`: it starts afresh", stacklevel=3)
+
+
+def driver_of(rule: Rule, optimizers: list[torch.optim.Optimizer], *more: Any) -> Driver:
+    """The driver for parameters that are whole here, or lie in parts on several ranks."""
+    if any(hasattr(p, "device_mesh") for o in optimizers for group in o.param_groups for p in group["params"]):
+        from updsl.runtime.together import ShardedDriver
+
+        return ShardedDriver(rule, optimizers, *more)
+    return Driver(rule, optimizers, *more)
 
 
 def detached(x: Any) -> Any:

@@ -38,7 +38,7 @@ class Guard:
         self._steps = 0
         self._counted: tuple[Any, Any, Any] = (0, 0, 0)
 
-    def admit(self, frame: Frame, look: Callable[[Frame], bool | None] | None = None) -> tuple[Frame | None, Any]:
+    def admit(self, frame: Frame, look: Callable[[Frame], Any] | None = None) -> tuple[Frame | None, Any]:
         """The frame to step with, None to skip the step; and whether it was finite (None: not looked at). `settle` counts it. look: a faster way to tell
         whether the gradients are finite, which does not always know.
 

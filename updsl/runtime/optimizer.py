@@ -10,7 +10,7 @@ import torch
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.runtime.commit import write
-from updsl.runtime.driver import Driver, Stepped
+from updsl.runtime.driver import Driver, Stepped, driver_of
 from updsl.runtime.parameters import instead_of, rate
 from updsl.runtime.rule import Rule, to_rule
 from updsl.runtime.transform import PREFIX, Handle, attach, refuse_writer
@@ -47,8 +47,9 @@ class Optimizer(torch.optim.Optimizer):
         self._start(names, nonfinite, backend, seed)
 
     def _start(self, names: Any, nonfinite: str, backend: str, seed: int) -> None:
-        driver = Driver(self.rule, [self], names, nonfinite, backend, seed, PREFIX, self._entries)
+        driver = driver_of(self.rule, [self], names, nonfinite, backend, seed, PREFIX, self._entries)
         driver.adopt()
+        self.register_state_dict_pre_hook(driver.before_save)
         self.register_load_state_dict_pre_hook(driver.before_load)
         self.register_load_state_dict_post_hook(driver.after_load)
         self._driver = driver
@@ -103,7 +104,7 @@ class Optimizer(torch.optim.Optimizer):
         if stepped is None:
             return
         names = list(stepped.frame.g)
-        targets = [] if stepped.result is None else [driver.members()[name].parameter for name in names]
+        targets = [] if stepped.result is None else [driver.target(name) for name in names]
         weights = None if stepped.result is None else stepped.result.weights
         if stepped.result is None:
             driver.commit(stepped, lambda: None)

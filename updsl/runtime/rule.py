@@ -81,6 +81,11 @@ class Rule:
             self._engines[key] = engine
         return self._engines[key]
 
+    def sharded_engine(self, here: Layout, lr: bool, shards: Any) -> pipeline.Engine:
+        """What runs the rule for tensors that lie in parts on several ranks."""
+        set_later(self.module, self.constants, {n: v for g in here.groups for n, v in g.params.items() if n in self.constants}, "in a group")
+        return pipeline.to_sharded_engine(self.module, here.tensors, self.params, here.overridden, lr, shards)
+
     def init(self, params: Any, groups: Sequence[Mapping[str, Any]] | None = None, seed: int = 0) -> State:
         """The state before the first step.
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.runtime.commit import write
-from updsl.runtime.driver import Driver
+from updsl.runtime.driver import driver_of
 from updsl.runtime.parameters import instead_of
 from updsl.runtime.rule import Rule, as_argument, to_rule
 
@@ -162,7 +162,7 @@ class Handle:
         self.place = before + 1
         prefix = PREFIX if self.place == 1 else f"updsl{self.place}."
         self.rule, self.optimizers = rule, optimizers
-        self.driver = Driver(rule, optimizers, names, nonfinite, backend, seed, prefix, self._entries)
+        self.driver = driver_of(rule, optimizers, names, nonfinite, backend, seed, prefix, self._entries)
         self._waiting: list[Optimizer] = []
         self._skipping = False
         self._present: tuple[str, ...] = ()
@@ -175,6 +175,7 @@ class Handle:
 
     def _hooked(self, o: Optimizer) -> Iterable[Any]:
         yield o.register_step_pre_hook(self._before)
+        yield o.register_state_dict_pre_hook(self.driver.before_save)
         yield o.register_load_state_dict_pre_hook(self.driver.before_load)
         yield o.register_load_state_dict_post_hook(self.driver.after_load)
 
