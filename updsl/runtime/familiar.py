@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any
 
@@ -32,7 +33,10 @@ class Last:
         if here.tensors is not self.tensors or (here.overridden, here.has_lr(None)) != self.entries:
             return None
         gradients = list(map(GRADIENT, self.parameters))
-        if not self.is_whole:
+        if self.is_whole:
+            if any(map(is_, gradients, repeat(None))):
+                return None
+        else:
             if [g is None for g in gradients] != self.absent:
                 return None
             gradients = [g for g in gradients if g is not None]

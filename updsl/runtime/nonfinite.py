@@ -38,6 +38,11 @@ class Guard:
         self._steps = 0
         self._counted: tuple[Any, Any, Any] = (0, 0, 0)
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was counted, by name."""
+        return {"bad": self.bad, "in_a_row": self.in_a_row, "overflowed": self.overflowed}
+
     def admit(self, frame: Frame, look: Callable[[Frame], Any] | None = None) -> tuple[Frame | None, Any]:
         """The frame to step with, None to skip the step; and whether it was finite (None: not looked at). `settle` counts it. look: a faster way to tell
         whether the gradients are finite, which does not always know.

@@ -86,6 +86,11 @@ class Optimizer(torch.optim.Optimizer):
         """The last step's watches, as of `Handle.watch`."""
         return dict(self.driver.watches)
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Of bad steps, as of `Handle.counts`."""
+        return self.driver.guard.counts
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step; `p.grad` stays as it is. closure: evaluates the model and returns the loss, which `step` returns.
 
@@ -110,9 +115,9 @@ class Optimizer(torch.optim.Optimizer):
             driver.commit(stepped, lambda: None)
         elif weights is not None:
             driver.commit(stepped, lambda: write(targets, [weights[name] for name in names]))
-        elif names:
+        else:
             moves = [moved(stepped, name) for name in names]
-            driver.commit(stepped, lambda: torch._foreach_add_(targets, moves))
+            driver.commit(stepped, lambda: torch._foreach_add_(targets, moves) if names else None)
         driver.show(self, names)
 
     # --- pickling ----------------------------------------------------------------------------------------------------

@@ -206,8 +206,7 @@ class Handle:
     def counts(self) -> dict[str, Any]:
         """Steps with non-finite gradients or inputs, how many of them in a row until now, and steps in which the rule itself made non-finite values.
         Numbers, or 0-d tensors where the device decides."""
-        guard = self.driver.guard
-        return {"bad": guard.bad, "in_a_row": guard.in_a_row, "overflowed": guard.overflowed}
+        return self.driver.guard.counts
 
     @property
     def is_removed(self) -> bool:
