@@ -42,7 +42,7 @@ def test_l15_each_rule_by_itself(name: str) -> None:
     [
         lambda one: one.w["a"].data.add_(1e-6),
         lambda one: one.handle.driver.state.values["μ"][""].mul_(1 + 1e-6),
-        lambda one: setattr(one.handle.driver.guard, "bad", 2),
+        lambda one: setattr(one.handle.driver.guard, "bad", 99),
         lambda one: one.handle.driver.watches.clear(),
         lambda one: setattr(one.handle.driver.state, "run", 3),
     ],
