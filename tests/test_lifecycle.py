@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import warnings
 import weakref
 from typing import Any
@@ -271,3 +272,96 @@ def test_l4_nothing_is_said_of_parameters_that_had_no_state(route) -> None:
         warnings.simplefilter("error")
         o.step()
     assert q.item() == -1.0
+
+
+# --- L8: a rule attached twice, and taken away ------------------------------------------------------------------------
+
+
+def test_l8_attached_twice_is_refused_and_the_first_stays_as_it_is() -> None:
+    p = parameter(1.0)
+    o, handle = with_rule("attach", [p], SUM)
+    o.step()
+    with pytest.raises(updsl.UpdslError, match="is attached to this SGD already"):
+        updsl.attach(o, updsl.parse(SUM))
+    refill((p, 1.0))
+    o.step()
+    assert p.item() == -3.0
+    assert handle.driver.state.run == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_l8_detached_in_the_middle(backend) -> None:
+    """From then on it is the bare optimizer, whose own state stays; attached again the rule starts afresh."""
+    p = parameter(1.0)
+    o = torch.optim.SGD([p], lr=1.0, momentum=0.5)
+    handle = updsl.attach(o, updsl.parse(SUM), backend=backend)
+    for _ in range(2):
+        refill((p, 1.0))
+        o.step()
+    handle.remove()
+    assert handle.is_removed
+    assert not o._optimizer_step_pre_hooks
+    assert not o._optimizer_step_post_hooks
+    assert set(o.state[p]) == {"momentum_buffer"}
+    refill((p, 1.0))
+    o.step()
+    assert p.grad.item() == 1.0
+    assert p.item() == -(1.0 + 2.5 + 2.25)
+    again = updsl.attach(o, updsl.parse(SUM), backend=backend)
+    refill((p, 1.0))
+    o.step()
+    assert p.item() == -(1.0 + 2.5 + 2.25 + 2.125)
+    assert again.driver.state.run == 1
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+@pytest.mark.parametrize("place", ["pre hook before", "pre hook after", "closure", "post hook before", "post hook after"])
+def test_l8_detached_inside_a_step(place, value) -> None:
+    """From any hook, whatever comes before or after it; the step ends as it began, or is a bare one where its gradients were not transformed yet."""
+    p = parameter(value)
+    o = torch.optim.SGD([p], lr=1.0)
+    made: list[Any] = []
+
+    def remove(*_: Any) -> None:
+        made[0].remove()
+
+    def closure() -> None:
+        remove()
+
+    hooked = {"pre": o.register_step_pre_hook, "post": o.register_step_post_hook}.get(place.split()[0])
+    if hooked and place.endswith("before"):
+        hooked(remove)
+    made.append(updsl.attach(o, updsl.parse(SUM)))
+    chained = updsl.attach(o, updsl.parse("it*3"))
+    if hooked and place.endswith("after"):
+        hooked(remove)
+    seen: list[Any] = []
+    o.register_step_pre_hook(lambda *_: None)
+    o.register_step_post_hook(lambda *_: seen.append(p.item()))
+    o.step(*([closure] if place == "closure" else []))
+    assert seen == [0.0 if math.isnan(value) else -3.0]
+    assert p.grad.item() == 3.0 or math.isnan(value)
+    assert not any(key.startswith("updsl.") for key in o.state.get(p, {}))
+    refill((p, 1.0))
+    before = p.item()
+    o.step()
+    assert p.item() == before - 3.0
+    assert chained.driver.state.run == (1 if math.isnan(value) else 2)
+    again = updsl.attach(o, updsl.parse(SUM))
+    assert len(o._optimizer_step_pre_hooks) == 3 + (place.startswith("pre"))
+    refill((p, 1.0))
+    before = p.item()
+    o.step()
+    assert p.item() == before - 3.0
+    assert again.driver.state.run == 1
+
+
+def test_l8_the_gradients_of_a_step_that_was_skipped_come_back_though_the_rule_is_gone() -> None:
+    p = parameter(float("nan"))
+    o = torch.optim.Adam([p], lr=1.0)
+    handle = updsl.attach(o, updsl.parse(SUM))
+    held = p.grad
+    o.register_step_pre_hook(lambda *_: handle.remove())
+    o.step()
+    assert p.grad is held
+    assert (p.item(), dict(o.state)) == (0.0, {})

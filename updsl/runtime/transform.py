@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.runtime.commit import write
 from updsl.runtime.driver import driver_of
+from updsl.runtime.hooks import sweep, take_out
 from updsl.runtime.parameters import instead_of
 from updsl.runtime.rule import Rule, as_argument, to_rule
 
@@ -169,8 +170,10 @@ class Handle:
         self._kept: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._untouched: dict[int, dict[str, Any] | None] = {}
         self.driver.adopt()
-        self._hooks = [h for o in optimizers for h in self._hooked(o)]
-        self._after_hooks = [o.register_step_post_hook(self._after) for o in optimizers]
+        for o in optimizers:
+            sweep(o)
+        self._hooks = [(o, h) for o in optimizers for h in self._hooked(o)]
+        self._after_hooks = [(o, o.register_step_post_hook(self._after)) for o in optimizers]
         handles.add(self)
 
     def _hooked(self, o: Optimizer) -> Iterable[Any]:
@@ -196,8 +199,8 @@ class Handle:
 
     def remove(self) -> None:
         """Take the rule away, and its state out of the optimizer's. During a step, from the end of the step on."""
-        for hook in self._hooks:
-            hook.remove()
+        for o, hook in self._hooks:
+            take_out(o, hook)
         self._hooks = []
         if not self._kept:
             self._finish_removal()
@@ -306,9 +309,11 @@ class Handle:
             optimizer.state[first] = before
 
     def _finish_removal(self) -> None:
-        for hook in self._after_hooks:
-            hook.remove()
+        for o, hook in self._after_hooks:
+            take_out(o, hook)
         self._after_hooks = []
+        for o in self.optimizers:
+            sweep(o)
         self.driver.hide()
 
     def _entries(self, group: Mapping[str, Any]) -> dict[str, Any]:
