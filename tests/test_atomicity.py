@@ -148,7 +148,7 @@ CASES = [(how, name) for how in ("attach", "optimizer", "compile") for name in T
 
 
 @pytest.mark.parametrize("how, name", CASES)
-def test_an_error_at_any_operation_leaves_everything(how: str, name: str) -> None:
+def test_l6_an_error_at_any_operation_leaves_everything(how: str, name: str) -> None:
     case = Case(how, TEXTS[name])
     with At(0, break_) as counter:
         Case(how, TEXTS[name]).step()
@@ -171,7 +171,7 @@ def test_an_error_at_any_operation_leaves_everything(how: str, name: str) -> Non
 
 
 @pytest.mark.parametrize("how, name", CASES)
-def test_ctrl_c_stops_before_or_after_a_step(how: str, name: str) -> None:
+def test_l6_ctrl_c_stops_before_or_after_a_step(how: str, name: str) -> None:
     fresh = Case(how, TEXTS[name])
     with At(0, break_) as counter:
         before = fresh.everything()
@@ -191,7 +191,7 @@ def test_ctrl_c_stops_before_or_after_a_step(how: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "mask", "zero", "raise", "propagate"])
-def test_every_policy_is_all_or_nothing(nonfinite: str) -> None:
+def test_l6_every_policy_is_all_or_nothing(nonfinite: str) -> None:
     case = Case("attach", INPUTS, nonfinite)
     case.w["b"].grad[0, 0] = float("inf")
     before = case.everything()

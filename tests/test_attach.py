@@ -181,7 +181,7 @@ def test_gradients_that_cannot_be_written_are_refused() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (1, 1), (0, 4), (2, 3, 4, 2, 2)])
-def test_shapes(shape) -> None:
+def test_l1_shapes(shape) -> None:
     p = torch.nn.Parameter(torch.ones(shape))
     q = torch.nn.Parameter(torch.ones(4, 6).t())
     o = torch.optim.SGD([p, q], lr=1.0)
@@ -208,7 +208,7 @@ def test_gradients_that_a_rule_leaves_as_they_are_stay_where_they_are() -> None:
 
 
 @pytest.mark.parametrize("text", ["it", "rule r = g.T"])
-def test_gradients_that_are_views_are_not_taken_for_what_they_view(text) -> None:
+def test_l1_gradients_that_are_views_are_not_taken_for_what_they_view(text) -> None:
     p = torch.nn.Parameter(torch.zeros(2, 2))
     p.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T
     want = (p.grad if text == "it" else p.grad.T).tolist()
@@ -226,7 +226,7 @@ def test_large_gradients_are_finite() -> None:
     assert p.grad.tolist() == torch.tensor([3e38, -3e38]).tolist()
 
 
-def test_channels_last_gradients_keep_their_layout() -> None:
+def test_l1_channels_last_gradients_keep_their_layout() -> None:
     p = torch.nn.Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))
     o = torch.optim.SGD([p], lr=1.0)
     updsl.attach(o, updsl.parse("norm per row"))
@@ -540,7 +540,7 @@ def test_chained_rules_skip_together_and_keep_apart() -> None:
     assert (float(own["updsl.m"]), float(own["updsl2.m"])) == (2.0, 3.0)
 
 
-def test_removing_takes_the_rule_and_its_state_away() -> None:
+def test_l8_removing_takes_the_rule_and_its_state_away() -> None:
     (p,), o = sgd([1.0])
     handle = updsl.attach(o, updsl.parse(COUNTER))
     o.step()
@@ -553,7 +553,7 @@ def test_removing_takes_the_rule_and_its_state_away() -> None:
     assert p.grad.tolist() == [7.0]
 
 
-def test_removing_inside_a_step_waits_for_its_end() -> None:
+def test_l8_removing_inside_a_step_waits_for_its_end() -> None:
     (p,), o = sgd([1.0])
     handle = updsl.attach(o, updsl.parse("it*2"))
 
@@ -899,7 +899,7 @@ def test_the_class_route_takes_options_and_parameters() -> None:
 
 @pytest.mark.parametrize("backend", ["cpp", "torch", "interpret"])
 @pytest.mark.parametrize("shape", [(2, 2), (30, 20), (40, 60)])
-def test_a_parameter_of_another_shape_is_refused(shape, backend) -> None:
+def test_l4_a_parameter_of_another_shape_is_refused(shape, backend) -> None:
     p = torch.nn.Parameter(torch.ones(20, 30))
     before = torch.optim.SGD([p], lr=0.1)
     updsl.attach(before, "ema", backend=backend)
