@@ -22,6 +22,8 @@ from updsl.middle.separate import Foreign, any_foreign, is_leaf, is_of_numbers, 
 Name = tuple[int, str]
 """Class and name of a value."""
 ZERO, ONE = Const(0.0), Const(1.0)
+COLLECTIVE = ("total", "pooled")
+"""Ops of what each rank has, which a part before them gives."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Split:
         self.programs, self.foreign = programs, foreign
         self.order = schedule.merge({c: p.body for c, p in programs.items()})
         self.exprs: dict[Name, Expr] = {(c, b.name): b.expr for step in self.order for c, b in bindings_of(step)}
+        self.partial = {(c, a.name) for (c, _), e in self.exprs.items() if isinstance(e, Apply) and e.op in COLLECTIVE for a in e.args if isinstance(a, Ref)}
         self.level: dict[Name, int] = {}
         self.torch_level: dict[Name, int] = {}
         self.home: dict[Name, int] = {}
@@ -66,7 +69,7 @@ class Split:
         torch = any(any_foreign(b.expr, self.foreign) for _, b in found)
         read = self.read_by_torch if torch else lambda c, n: self.level[c, n]
         level = max((read(c, n) for c, b in found for n in values_read(b.expr)), default=0)
-        summed = any(is_summed(b.expr) for _, b in found)
+        summed = any(is_summed(b.expr) or (c, b.name) in self.partial for c, b in found)
         level = level | 1 if torch else even(level) if summed else level
         for c, b in found:
             self.level[c, b.name] = level

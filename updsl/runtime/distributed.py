@@ -7,10 +7,8 @@ tensors. A rank that has no entry of a tensor takes part with a row of zeros tha
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import inf, prod
 from typing import Any
 
@@ -24,17 +22,13 @@ from torch.distributed.tensor.placement_types import Placement
 from updsl.back.torch_sharded import Total
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.ir import Type
-from updsl.core.ranks import AXES, PATTERNS, Cut, axes_of, cells, counted, is_on_grid, own, size
+from updsl.core.ranks import PATTERNS, Cut, axes_of, is_on_grid
+from updsl.runtime.places import Place
 
 DIRECT = (1.0, 8.0)
 """Powers p for which |x|^p of a float32 number neither overflows nor underflows float64."""
 NOTHING = {"max": -inf, "min": inf}
 """What changes nothing, where it is not 0."""
-
-
-def is_sharded(x: Any) -> bool:
-    """Whether a parameter lies in parts on several ranks."""
-    return isinstance(x, DTensor)
 
 
 def mine(x: Tensor) -> Tensor:
@@ -48,128 +42,133 @@ def cut(x: Tensor, like: DTensor) -> Tensor:
     return mine(DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(placements=like.placements))
 
 
-def axis_of(p: Placement) -> str:
-    """The axis of the matrix view that a placement cuts; "" for none."""
-    return "" if not p.is_shard() else AXES[min(p.dim, 1)]  # type: ignore[attr-defined]
+def ranks_of(mesh: DeviceMesh) -> tuple[int, ...]:
+    """All ranks of a mesh."""
+    return tuple(mesh.mesh.flatten().tolist())
+
+
+def group_of_all(meshes: Mapping[str, DeviceMesh], mesh: DeviceMesh | dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """Of all ranks that have a part of the model: those of `mesh`, else of the largest mesh of a parameter. Raises UpdslError if a parameter lies on others."""
+    if isinstance(mesh, dist.ProcessGroup):
+        return mesh
+    if mesh is None:
+        mesh = max(meshes.values(), key=lambda m: m.size())
+        other = next((name for name, m in meshes.items() if not set(ranks_of(m)) <= set(ranks_of(mesh))), None)
+        if other is not None:
+            raise refused(f"`{other}` lies on the ranks {ranks_of(meshes[other])}, and others on {ranks_of(mesh)}", "pass `mesh=`, of all ranks")
+    if not isinstance(mesh, DeviceMesh):
+        raise refused(f"`mesh` is a {type(mesh).__name__}, and neither a DeviceMesh nor a ProcessGroup", "pass the mesh of all ranks")
+    return mesh.get_group() if mesh.ndim == 1 else mesh._flatten().get_group()
 
 
 @dataclass(frozen=True)
-class Place:
-    """How one tensor lies. shape: of the whole. mesh: None where this rank has all of it, or nothing. is_here: whether it is a parameter of this rank. counts:
-    whether this rank is the first of those that have the tensor, but for the mesh."""
+class Held:
+    """What a rank says of a parameter that it has: shape and type of the whole, its group, how it lies, and the ranks that have a part of it."""
 
+    name: str
     shape: tuple[int, ...]
-    mesh: DeviceMesh | None
-    placements: tuple[Placement, ...]
-    local: tuple[int, ...]
-    is_here: bool = True
-    counts: bool = True
-
-    @cached_property
-    def grid(self) -> tuple[int, int]:
-        return (self.shape[0], prod(self.shape[1:])) if self.shape else (1, 1)
-
-    @cached_property
-    def local_grid(self) -> tuple[int, int]:
-        return (self.local[0], prod(self.local[1:])) if self.local else (1, 1)
-
-    @cached_property
-    def axes(self) -> frozenset[str]:
-        return frozenset(filter(None, map(axis_of, self.placements)))
-
-    @property
-    def is_empty(self) -> bool:
-        return 0 in self.local
-
-    @property
-    def taken(self) -> tuple[int, ...]:
-        """The shape of what this rank takes part with."""
-        return tuple(max(1, n) for n in self.local)
-
-    def is_counted(self, axes: str) -> bool:
-        """Whether this rank counts the cells along these axes that it has: the first of those that have the same."""
-        if not self.is_here or not self.counts or self.is_empty:
-            return False
-        coordinate = (0,) * len(self.placements) if self.mesh is None else self.mesh.get_coordinate() or ()
-        return all(at == 0 or axis_of(p) in tuple(axes) for at, p in zip(coordinate, self.placements, strict=True))
-
-    def is_shared(self, axes: str, ranks: int) -> bool:
-        """Whether there is a rank that has cells along these axes and does not count them; the same on all ranks."""
-        if self.mesh is None:
-            return ranks > 1
-        sizes = [self.mesh.size(d) for d in range(self.mesh.ndim)]
-        repeated = any(n > 1 and axis_of(p) not in tuple(axes) for n, p in zip(sizes, self.placements, strict=True))
-        return repeated or self.mesh.size() < ranks or any(self.leaves_some_empty(n, p) for n, p in zip(sizes, self.placements, strict=True) if p.is_shard())
-
-    def leaves_some_empty(self, ranks: int, p: Placement) -> bool:
-        """Whether a rank along a dimension of the mesh may have no entry."""
-        n = self.shape[p.dim]  # type: ignore[attr-defined]
-        alone = sum(1 for q in self.placements if q.is_shard() and q.dim == p.dim) == 1  # type: ignore[attr-defined]
-        return -(-n // ranks) * (ranks - 1) >= n if alone else n % prod(self.mesh.size(d) for d in range(self.mesh.ndim)) != 0  # type: ignore[union-attr]
+    dtype: torch.dtype
+    group: int
+    cut: Cut
+    ranks: tuple[int, ...]
 
 
 class Shards:
-    """The tensors of a model by name, on the ranks that have a part of them. rule: its name, for messages. group: all ranks."""
+    """The tensors of a model by name, on the ranks that have a part of them.
 
-    def __init__(self, parameters: Mapping[str, Tensor], rule: str):
+    parameters: those of this rank; group_of: their groups. rule: its name, for messages. mesh: of all ranks that have a part of the model, if they are more
+    than those that its parameters' own meshes name: the stages of a pipeline. Made by all of them together.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], group_of: Mapping[str, int], rule: str, mesh: DeviceMesh | dist.ProcessGroup | None = None):
         self.rule = rule
-        meshes = {x.device_mesh: name for name, x in parameters.items() if isinstance(x, DTensor)}
-        self.mesh = max(meshes, key=lambda m: m.size())
-        self.ranks = set(self.mesh.mesh.flatten().tolist())
-        for mesh, name in meshes.items():
-            if not set(mesh.mesh.flatten().tolist()) <= self.ranks:
-                raise refused(f"`{name}` lies on other ranks than `{meshes[self.mesh]}`", "attach to each model by itself")
-        self.group = self.mesh.get_group() if self.mesh.ndim == 1 else self.mesh._flatten().get_group()
+        self.meshes = {name: x.device_mesh for name, x in parameters.items() if isinstance(x, DTensor)}
+        self.group = group_of_all(self.meshes, mesh)
         self.size, self.rank = dist.get_world_size(self.group), dist.get_rank(self.group)
-        self.device = next(x for x in parameters.values() if isinstance(x, DTensor)).to_local().device
-        self.places = {name: self.place(name, x) for name, x in parameters.items()}
-        self.cuts = {name: self.cut_of(place) for name, place in self.places.items()}
+        self.device = next((mine(x).device for x in parameters.values()), torch.device("cpu"))
+        own = [self.held(name, x, group_of[name]) for name, x in parameters.items()]
+        said = self.said(own) if mesh is not None else [self.agreed_on(own)]
+        first: dict[str, Held] = {}
+        for held in said:
+            for h in held:
+                self.refuse_unlike(first.setdefault(h.name, h), h)
+        self.absent = {name for name in first if any(name not in {h.name for h in held} for held in said)}
+        self.held_by = first
+        self.places = {name: self.place(h, parameters.get(name)) for name, h in first.items()}
+        self.cuts = {name: replace(h.cut, away=name in self.absent) for name, h in first.items()}
         self._cells: dict[tuple[str, str], Tensor] = {}
-        self.agree_on({name: place.shape for name, place in self.places.items()})
 
-    def agree_on(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises UpdslError on all ranks unless all have the same tensors."""
-        mine = int(hashlib.sha256(json.dumps(list(shapes.items())).encode()).hexdigest()[:12], 16)
+    def held(self, name: str, x: Tensor, group: int) -> Held:
+        """Raises UpdslError for a sum that is not done."""
+        if not isinstance(x, DTensor):
+            return Held(name, tuple(x.shape), x.dtype, group, Place(tuple(x.shape), tuple(x.shape)).cut(self.size), (dist.get_rank(),))
+        if any(p.is_partial() for p in x.placements):
+            raise refused(f"`{name}` is {x.placements}: a sum of what the ranks have", "redistribute it: `p.redistribute(placements=[Replicate()])`")
+        return Held(name, tuple(x.shape), x.dtype, group, self.own_place(x, True).cut(self.size), ranks_of(x.device_mesh))
+
+    def own_place(self, x: DTensor, is_first: bool) -> Place:
+        mesh = x.device_mesh
+        sizes = tuple(mesh.size(d) for d in range(mesh.ndim))
+        return Place(tuple(x.shape), tuple(x.to_local().shape), sizes, tuple(x.placements), tuple(mesh.get_coordinate() or ()), is_first=is_first)
+
+    def place(self, h: Held, x: Tensor | None) -> Place:
+        """How a tensor of the model lies; one of another stage is without rows here."""
+        if x is None:
+            return Place(h.shape, (0, *h.shape[1:]), is_here=False)
+        if isinstance(x, DTensor):
+            return self.own_place(x, h.ranks[0] in ranks_of(x.device_mesh))
+        return Place(h.shape, h.shape, is_first=dist.get_rank() == h.ranks[0])
+
+    def said(self, own: list[Held]) -> list[list[Held]]:
+        """What each rank has."""
+        found: list[Any] = [None] * self.size
+        self.together("the exchange of what each rank has", lambda: dist.all_gather_object(found, own, group=self.group))
+        return found
+
+    def agreed_on(self, own: list[Held]) -> list[Held]:
+        """What the first rank has: the same. Raises UpdslError on all ranks unless all have the same tensors."""
+        number = int(hashlib.sha256(repr([(h.name, h.shape, h.group) for h in own]).encode()).hexdigest()[:12], 16)
         each = torch.zeros(self.size, dtype=torch.float64, device=self.device)
-        each[self.rank] = mine
-        if len(set(self.added(each, "the all-reduce that compares the ranks' tensors").tolist())) > 1:
-            message = f"the ranks do not have the same parameters, or not in the same order, for `{self.rule}`"
-            raise refused(message, "build the model, and its parameter groups, alike on all ranks")
+        each[self.rank] = number
+        if len(set(self.added(each, "the all-reduce that compares the ranks' parameters").tolist())) > 1:
+            message = f"the ranks do not have the same parameters, in the same order, for `{self.rule}`"
+            raise refused(message, "build the model and its groups alike on all ranks; for stages of a pipeline pass `mesh=`, of all ranks")
+        return [replace(h, ranks=tuple(dist.get_process_group_ranks(self.group))) for h in own]
+
+    def refuse_unlike(self, h: Held, other: Held) -> None:
+        if (h.shape, h.group, h.cut) != (other.shape, other.group, other.cut):
+            message = (
+                f"`{h.name}` is of shape {h.shape} in group {h.group} on one rank, and of {other.shape} in group {other.group} on another, or lies otherwise"
+            )
+            raise refused(message, "give tensors of different stages different names, and all stages the same groups")
 
     def keep_whole(self, names: Collection[str]) -> None:
         """Tensors of which every rank takes all: blocks of entries go across parts."""
         for name in names:
-            self.places[name] = replace(self.places[name], mesh=None, placements=(), local=self.places[name].shape, counts=self.rank == 0)
-            self.cuts[name] = self.cut_of(self.places[name])
-
-    def place(self, name: str, x: Tensor) -> Place:
-        """How a parameter lies. Raises UpdslError for a sum that is not done."""
-        if not isinstance(x, DTensor):
-            return Place(tuple(x.shape), None, (), tuple(x.shape), counts=self.rank == 0)
-        if any(p.is_partial() for p in x.placements):
-            raise refused(f"`{name}` is {x.placements}: a sum of what the ranks have", "redistribute it: `p.redistribute(placements=[Replicate()])`")
-        first = self.mesh.mesh.flatten()[0].item() in x.device_mesh.mesh.flatten().tolist()
-        return Place(tuple(x.shape), x.device_mesh, tuple(x.placements), tuple(x.to_local().shape), counts=first)
-
-    def cut_of(self, place: Place) -> Cut:
-        shared = frozenset(axes for axes in PATTERNS if place.is_shared(axes, self.size))
-        return Cut(place.axes, shared, away=not place.is_here)
+            place = self.places[name]
+            self.places[name] = Place(place.shape, place.shape, is_here=place.is_here, is_first=place.is_first and not any(place.coordinate))
+            self.cuts[name] = Cut(frozenset(), self.cuts[name].shared | frozenset(PATTERNS), name in self.absent)
+            self.meshes.pop(name, None)
 
     # --- parts of tensors --------------------------------------------------------------------------------------------
 
+    def nothing(self, name: str) -> Tensor:
+        """What a rank takes part with that has no entry of a tensor."""
+        return torch.zeros(self.places[name].taken, dtype=self.held_by[name].dtype, device=self.device)
+
     def local(self, name: str, x: Tensor, what: str) -> Tensor:
         """What this rank takes part with of a parameter, or of its gradient. Raises UpdslError if it lies otherwise than the parameter."""
-        place = self.places[name]
+        place, mesh = self.places[name], self.meshes.get(name)
         if isinstance(x, DTensor):
-            if place.mesh is None:
+            if mesh is None:
                 return self.together(f"the all-gather of `{name}`", x.full_tensor)
-            if (x.device_mesh, tuple(x.placements)) != (place.mesh, place.placements):
-                message = f"{what} `{name}` lies otherwise than the parameter: {lying(x.device_mesh, x.placements)}, not {lying(place.mesh, place.placements)}"
+            if (x.device_mesh, tuple(x.placements)) != (mesh, place.placements):
+                message = f"{what} `{name}` lies otherwise than the parameter: {lying(x.device_mesh, x.placements)}, not {lying(mesh, place.placements)}"
                 raise refused(message, "`redistribute` it to the parameter's placements before the step")
             x = x.to_local()
-        elif place.mesh is not None:
+        elif mesh is not None:
             raise refused(f"{what} `{name}` is no DTensor, and the parameter is one", "let autograd make it, or `distribute_tensor`")
-        return x.new_zeros(place.taken) if place.is_empty else x
+        return self.nothing(name).to(x.dtype) if place.is_empty else x
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of what this rank takes part with."""
@@ -177,20 +176,13 @@ class Shards:
 
     def is_cut(self, name: str, t: Type) -> bool:
         """Whether this rank has a part, if any, of a value of this type."""
-        return is_on_grid(t) and bool(axes_of(t) & self.places[name].axes)
+        place = self.places[name]
+        axes = place.axes if place.is_here else frozenset("i") if place.is_empty else frozenset()
+        return is_on_grid(t) and bool(axes_of(t) & axes)
 
     def numbers(self, name: str) -> dict[str, float]:
-        """What the tensor's Program is given of how it lies: core/ranks.py names them."""
-        place = self.places[name]
-        whole, here = (dict(zip(AXES, grid, strict=True)) for grid in (place.grid, place.local_grid))
-        found: dict[str, float] = {size("rows"): whole["i"], size("cols"): whole["j"], size("numel"): prod(place.shape)}
-        found |= {size(f"dim({i})"): n for i, n in enumerate(place.shape)}
-        found |= {size(f"dim({i - len(place.shape)})"): n for i, n in enumerate(place.shape)}
-        for axes in PATTERNS:
-            found[counted(axes)] = float(place.is_counted(axes))
-            found[cells(axes)] = prod(whole[a] for a in axes)
-            found |= {own(axes, gone): place.is_counted(axes) * prod(here[a] for a in gone) for gone in PATTERNS if set(gone) <= set(axes)}
-        return {label: float(x) for label, x in found.items()}
+        """What the tensor's Program is given of how it lies."""
+        return self.places[name].numbers()
 
     def view(self, name: str, t: Type) -> tuple[tuple[int, ...], list[Placement]]:
         """The shape, without what leads, and the placements of a whole value of this type."""
@@ -209,7 +201,7 @@ class Shards:
     def wrap(self, name: str, x: Tensor, t: Type) -> Tensor:
         """A value of which this rank has a part, as a DTensor; one of rows or columns has the parameter's own dimensions there."""
         place = self.places[name]
-        if not self.is_cut(name, t) or place.mesh is None:
+        if not self.is_cut(name, t):
             return x
         shape, placements = self.view(name, t)
         lead = tuple(x.shape[: 1 if t.window else 0])
@@ -217,7 +209,7 @@ class Shards:
         part = x.reshape(*lead, *place.taken[first:last])[(slice(None),) * len(lead) + tuple(slice(0, n) for n in place.local[first:last])]
         whole = (*lead, *shape)
         stride = tuple(prod(whole[i + 1 :]) for i in range(len(whole)))
-        return DTensor.from_local(part.contiguous(), place.mesh, placements, run_check=False, shape=torch.Size(whole), stride=stride)
+        return DTensor.from_local(part.contiguous(), self.meshes[name], placements, run_check=False, shape=torch.Size(whole), stride=stride)
 
     def unwrap(self, name: str, x: Tensor, t: Type) -> Tensor:
         """The inverse of `wrap`."""
@@ -230,6 +222,9 @@ class Shards:
 
     def gather(self, name: str, x: Tensor, t: Type) -> Tensor:
         """The whole of a value of which every rank has a part."""
+        if not self.places[name].is_here:
+            lead, whole = x.shape[: 1 if t.window else 0], self.view(name, t)[0]
+            return x.new_zeros(*lead, *(whole if t.scope.name == "element" else (prod(whole),)))
         if x.dtype == torch.bool:
             return self.gather(name, x.to(torch.uint8), t).to(torch.bool)
         wrapped = self.wrap(name, x, t)
@@ -241,10 +236,11 @@ class Shards:
         """What this rank takes part with of a whole value."""
         if isinstance(x, tuple):
             return tuple(self.cut(name, part, t) for part in x)
-        place = self.places[name]
-        assert place.mesh is not None
+        if not self.places[name].is_here:
+            return x.narrow(1 if t.window else 0, 0, 1)
+        mesh = self.meshes[name]
         shape, placements = self.view(name, t)
-        whole = DTensor.from_local(x.reshape(*x.shape[: 1 if t.window else 0], *shape), place.mesh, [Replicate()] * place.mesh.ndim, run_check=False)
+        whole = DTensor.from_local(x.reshape(*x.shape[: 1 if t.window else 0], *shape), mesh, [Replicate()] * mesh.ndim, run_check=False)
         return self.unwrap(name, whole.redistribute(placements=placements), t).contiguous()
 
     # --- collectives -------------------------------------------------------------------------------------------------

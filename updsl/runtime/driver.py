@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import is_
 from typing import Any, cast
 
@@ -12,7 +12,10 @@ import torch
 
 from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.frame import Frame, Result, RuleState, Tensor
+from updsl.core.ir import Apply, Program, Reduce, blocks, roots, walk
+from updsl.core.ops import OPS
 from updsl.core.scope import Scope
+from updsl.middle.flat import flat
 from updsl.pipeline import Backend, Engine, InPlace, to_backend
 from updsl.runtime import arrays
 from updsl.runtime.bind import Group, Layout, frame, group_entries, layout, named, reads_names, unnamed
@@ -29,6 +32,8 @@ from updsl.runtime.succession import Member, Succession
 
 IN_PLACE = ("skip", "raise", "propagate")
 """The policies under which a step may write in place."""
+FLAT = {"_is_flat_param": "flat, of FSDP1", "_fsdp_flattened": "flat, of FSDP1", "ds_id": "partitioned by ZeRO"}
+"""How parameters are marked that are not whole, and do not say how they lie."""
 FLOATS = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
 
@@ -362,13 +367,25 @@ class Driver:
             warnings.warn(f"the checkpoint holds no state of the rule `{self.rule.name}`: it starts afresh", stacklevel=3)
 
 
-def driver_of(rule: Rule, optimizers: list[torch.optim.Optimizer], *more: Any) -> Driver:
+def driver_of(rule: Rule, optimizers: list[torch.optim.Optimizer], *more: Any, mesh: Any = None) -> Driver:
     """The driver for parameters that are whole here, or lie in parts on several ranks."""
-    if any(hasattr(p, "device_mesh") for o in optimizers for group in o.param_groups for p in group["params"]):
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    if mesh is not None or any(hasattr(p, "device_mesh") for p in parameters):
         from updsl.runtime.together import ShardedDriver
 
-        return ShardedDriver(rule, optimizers, *more)
-    return Driver(rule, optimizers, *more)
+        return ShardedDriver(rule, optimizers, *more, mesh=mesh)
+    driver = Driver(rule, optimizers, *more)
+    flat = next((kind for p in parameters for mark, kind in FLAT.items() if hasattr(p, mark)), None)
+    if flat is not None and not all(map(is_of_entries, driver.engine(driver.layout()).elaborated.programs)):
+        message = f"the parameters are {flat}: a rank has a run of entries, and not the tensors that `{rule.name}` is about"
+        raise UpdslError(Diagnostic("placement", message, help="use `torch.distributed.fsdp.fully_shard` (FSDP2), whose parameters keep their shapes"))
+    return driver
+
+
+def is_of_entries(program: Program) -> bool:
+    """Whether each entry goes by itself, but for watches, so that it does not matter in which tensor it lies."""
+    step = flat({0: replace(program, watches=())}, frozenset((0, block) for block in blocks(program.body)))[0]
+    return all(OPS[n.op].kind in ("elementwise", "core") for e in roots(step) for n in walk(e) if isinstance(n, (Apply, Reduce)))
 
 
 def detached(x: Any) -> Any:

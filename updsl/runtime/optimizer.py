@@ -24,8 +24,8 @@ class Optimizer(torch.optim.Optimizer):
 
     params: tensors, pairs of (name, tensor), or groups, as of any torch optimizer; a group may set `lr` and the rule's parameters by their names.
     rule_or_name: a rule, a library name or a path; its parameters by keyword. lr: a number or 0-d tensor. names: a module, a dict or pairs of (name,
-    tensor), for rules that route by name; if left out those of `params`, else "group.index". nonfinite, backend, seed: as of `updsl.attach`; a step that is
-    skipped moves no weight. Raises UpdslError for a parameter that the rule does not have, of the wrong type or out of bounds, and for integer,
+    tensor), for rules that route by name; if left out those of `params`, else "group.index". nonfinite, backend, seed, mesh: as of `updsl.attach`; a step that
+    is skipped moves no weight. Raises UpdslError for a parameter that the rule does not have, of the wrong type or out of bounds, and for integer,
     complex or sparse tensors.
     """
 
@@ -39,15 +39,16 @@ class Optimizer(torch.optim.Optimizer):
         nonfinite: str = "skip",
         backend: str = "auto",
         seed: int = 0,
+        mesh: Any = None,
         **parameters: Any,
     ):
         self.rule = to_rule(rule_or_name, parameters)
         self._driver: Driver | None = None
         super().__init__(params, {"lr": not_negative(lr)})
-        self._start(names, nonfinite, backend, seed)
+        self._start(names, nonfinite, backend, seed, mesh)
 
-    def _start(self, names: Any, nonfinite: str, backend: str, seed: int) -> None:
-        driver = driver_of(self.rule, [self], names, nonfinite, backend, seed, PREFIX, self._entries)
+    def _start(self, names: Any, nonfinite: str, backend: str, seed: int, mesh: Any = None) -> None:
+        driver = driver_of(self.rule, [self], names, nonfinite, backend, seed, PREFIX, self._entries, mesh=mesh)
         driver.adopt()
         self.register_state_dict_pre_hook(driver.before_save)
         self.register_load_state_dict_pre_hook(driver.before_load)
@@ -164,10 +165,10 @@ def moved(stepped: Stepped, name: str) -> torch.Tensor:
 def optimizer(cls: type[torch.optim.Optimizer], rule_or_name: Rule | str | os.PathLike[str], **params: Any) -> type[torch.optim.Optimizer]:
     """The class of an optimizer with a rule before it, for factories, and for optimizers that are pickled or copied: its instances attach the rule again.
 
-    cls: a class of torch.optim, or one derived from it. params: the rule's, and `names`, `nonfinite`, `backend`, `seed` as of `updsl.attach`. An instance's
+    cls: a class of torch.optim, or one derived from it. params: the rule's, and what `updsl.attach` takes beside them, but `chain`. An instance's
     handle is its attribute `handle`. Raises UpdslError as `attach` does.
     """
-    options = {name: params.pop(name) for name in ("names", "nonfinite", "backend", "seed") if name in params}
+    options = {name: params.pop(name) for name in ("names", "nonfinite", "backend", "seed", "mesh") if name in params}
     rule = to_rule(rule_or_name, params)
     refuse_writer(rule, "optimizer")
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):

@@ -13,11 +13,12 @@ from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.frame import Frame
 from updsl.core.ir import Type
 from updsl.pipeline import Engine
-from updsl.runtime.bind import Layout
+from updsl.runtime.bind import Layout, layout
 from updsl.runtime.distributed import Shards, cut, mine
 from updsl.runtime.driver import Driver, Member, Stepped
 from updsl.runtime.mirror import COUNT
 from updsl.runtime.nonfinite import all_finite, looked_at
+from updsl.runtime.rule import Rule
 
 
 class ShardedDriver(Driver):
@@ -27,6 +28,10 @@ class ShardedDriver(Driver):
     shards: Shards
     _overflowed = 0
 
+    def __init__(self, rule: Rule, optimizers: list[torch.optim.Optimizer], *more: Any, mesh: Any = None):
+        self.mesh = mesh
+        super().__init__(rule, optimizers, *more)
+
     def placed(self, name: str, p: torch.Tensor) -> None:
         """Any parameter is allowed: plain ones are whole on all ranks."""
 
@@ -34,7 +39,9 @@ class ShardedDriver(Driver):
         before = self._members
         now = super().members()
         if now is not before:
-            self.shards = Shards({name: m.parameter for name, m in now.items()}, self.rule.name)
+            self.shards = Shards({name: m.parameter for name, m in now.items()}, {name: m.group for name, m in now.items()}, self.rule.name, self.mesh)
+            held = self.shards.held_by
+            self._shapes = layout({name: h.shape for name, h in held.items()}, {name: h.group for name, h in held.items()}, ())
         return now
 
     def engine(self, here: Layout) -> Engine:
@@ -81,24 +88,26 @@ class ShardedDriver(Driver):
         stepped = super().compute(in_place, scale)
         if stepped is None or stepped.result is None:
             return stepped
-        out = {name: self.part(name, x) for name, x in stepped.result.out.items()}
-        weights = stepped.result.weights and {name: self.part(name, x) for name, x in stepped.result.weights.items()}
-        return replace(stepped, result=replace(stepped.result, out=out, weights=weights))
+        out = {name: self.part(name, x) for name, x in stepped.result.out.items() if name in self._members}
+        weights = stepped.result.weights and {name: self.part(name, x) for name, x in stepped.result.weights.items() if name in self._members}
+        frame = replace(stepped.frame, g={name: g for name, g in stepped.frame.g.items() if name in self._members})
+        return replace(stepped, frame=frame, result=replace(stepped.result, out=out, weights=weights))
 
     def part(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Of what the step gives for a tensor, what belongs to this rank's part of the parameter."""
         p = self._members[name].parameter
         if not isinstance(p, DTensor):
             return x
-        if x.shape == p.shape and self.shards.places[name].mesh is None:
+        if name not in self.shards.meshes:
             return cut(x, p)
         return x[tuple(slice(0, n) for n in p.to_local().shape)]
 
     def gradients(self, here: Layout) -> dict[str, torch.Tensor]:
-        return {name: self.shards.local(name, g, "the gradient of") for name, g in super().gradients(here).items()}
+        mine = layout({name: here.shapes[name] for name in self._members if name in here.shapes}, here.group_of, here.groups)
+        return {name: self.shards.local(name, g, "the gradient of") for name, g in super().gradients(mine).items()}
 
     def weight(self, name: str) -> torch.Tensor:
-        return self.shards.local(name, super().weight(name), "the parameter")
+        return self.shards.local(name, super().weight(name), "the parameter") if name in self._members else self.shards.nothing(name)
 
     def gradient(self, name: str) -> torch.Tensor:
         """This rank's part of the one that a member has; of a tensor that only other ranks have a gradient of, one that it is given here."""

@@ -42,6 +42,7 @@ def attach(
     backend: str = "auto",
     seed: int = 0,
     chain: bool = False,
+    mesh: Any = None,
     **params: Any,
 ) -> Handle:
     """Put a rule in front of an optimizer: at each `step`, every `p.grad` is replaced, in place, by what the rule makes of it.
@@ -51,7 +52,8 @@ def attach(
     pairs of (name, tensor); if left out the groups' `param_names`, else "group.index". nonfinite: what becomes of a step with non-finite gradients or
     inputs: "skip" (nothing moves, neither the rule nor the optimizer; the host reads one flag), "mask" (on the device: states stay, gradients become
     0), "zero" (the entries become 0), "raise" (as skip, then an error), "propagate". backend: as of `updsl.compile`. seed: of random draws. chain:
-    allow a second attach of the same rule. A parameter group may set a parameter of the rule by an entry `updsl.<name>`, and its own `lr` is
+    allow a second attach of the same rule. mesh: a DeviceMesh or ProcessGroup of all ranks that have a part of the model, for stages of a pipeline; parameters
+    that are DTensors need none. A parameter group may set a parameter of the rule by an entry `updsl.<name>`, and its own `lr` is
     what the rule reads.
 
     Closures are evaluated first; under LBFGS each evaluation is a step of the rule. Steps are all or nothing: after an exception gradients and states are as
@@ -67,7 +69,7 @@ def attach(
     refuse_optimizers(inner)
     if not chain:
         refuse_again(rule, inner)
-    return Handle(rule, inner, names, nonfinite, backend, seed)
+    return Handle(rule, inner, names, nonfinite, backend, seed, mesh)
 
 
 def refuse_again(rule: Rule, optimizers: list[Optimizer]) -> None:
@@ -158,12 +160,12 @@ def has_hooks(x: Any) -> bool:
 class Handle:
     """A rule that stands before some optimizers; made by `updsl.attach`."""
 
-    def __init__(self, rule: Rule, optimizers: list[Optimizer], names: Any, nonfinite: str, backend: str, seed: int):
+    def __init__(self, rule: Rule, optimizers: list[Optimizer], names: Any, nonfinite: str, backend: str, seed: int, mesh: Any = None):
         before = max((h.place for o in optimizers for h in attached(o)), default=0)
         self.place = before + 1
         prefix = PREFIX if self.place == 1 else f"updsl{self.place}."
         self.rule, self.optimizers = rule, optimizers
-        self.driver = driver_of(rule, optimizers, names, nonfinite, backend, seed, prefix, self._entries)
+        self.driver = driver_of(rule, optimizers, names, nonfinite, backend, seed, prefix, self._entries, mesh=mesh)
         self._waiting: list[Optimizer] = []
         self._skipping = False
         self._present: tuple[str, ...] = ()
