@@ -469,40 +469,6 @@ def test_closures_are_skipped_too() -> None:
     assert handle.driver.state.run == 0
 
 
-@pytest.mark.parametrize("unscale", [False, True])
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("policy", ["skip", "mask"])
-def test_a_grad_scaler_changes_nothing(unscale, fused, policy) -> None:
-    def trained(scaled: bool) -> list[torch.Tensor]:
-        (p, q) = parameters([0.0, 0.0], [0.0])
-        o = torch.optim.AdamW([p, q], lr=0.1, fused=fused)
-        handle = updsl.attach(o, "ema", nonfinite=policy)
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
-        for factor in (1.0, 2.0, float("inf"), 3.0):
-            o.zero_grad()
-            scaler.scale((p * torch.tensor([1.0, -2.0])).sum() * factor + q.sum()).backward()
-            if unscale:
-                scaler.unscale_(o)
-            if scaled or factor < 9.0:
-                scaler.step(o)
-            scaler.update()
-        assert handle.driver.state.values["m"]["0.1"].item() == pytest.approx(1 - 0.9**3)
-        return [p.detach(), q.detach()]
-
-    for a, b in zip(trained(True), trained(False), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_grad_scaler_of_several_optimizers_is_asked_to_unscale() -> None:
-    p, q = parameters([0.0], [0.0])
-    both = [torch.optim.AdamW([x], lr=0.1, fused=True) for x in (p, q)]
-    updsl.attach(both, "clip_norm")
-    scaler = torch.amp.GradScaler("cpu")
-    scaler.scale((p + q).sum()).backward()
-    with refused("scaled-gradients", "unscale_"):
-        scaler.step(both[0])
-
-
 # --- attaching, removing, chaining, wrappers -------------------------------------------------------------------------
 
 

@@ -82,6 +82,7 @@ class Driver:
         self._last: Last | None = None
         self._displayed: dict[int, Display] = {}
         self._loading: dict[int, list[Mapping[str, Any]]] = {}
+        self.places: RuleState | None = None
         self.engine(self.layout())
 
     # --- parameters and groups ---------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ class Driver:
         if not succession.changes:
             return
         dropped = [name for name in succession.gone if name in self.state.t]
-        self.state, self._displayed = succession.of_state(self.state), {}
+        self.state, self._displayed, self.places = succession.of_state(self.state), {}, None
         self.mirror.succeed(succession.keys)
         for m in succession.left:
             self._hide(m.optimizer, m.parameter)
@@ -224,6 +225,15 @@ class Driver:
             grads = {name: g * inverse.to(g.device) for name, g in grads.items()}
         return self._frame(here, engine, grads, not in_place)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was a step."""
+        return bool(self.state.run or self.state.values)
+
+    def anywhere(self, flags: list[bool]) -> list[bool]:
+        """Which of the flags hold on any rank."""
+        return flags
+
     @staticmethod
     def reads(engine: Engine) -> bool:
         """Whether some tensor's Program reads or writes w."""
@@ -293,17 +303,23 @@ class Driver:
 
     # --- the state's place in the optimizers' ------------------------------------------------------------------------
 
+    @property
+    def visible(self) -> RuleState:
+        """The state as it lies in the optimizers': before the first step maybe places for it."""
+        return self.state if self.places is None or self.has_begun else self.places
+
     def show(self, optimizer: torch.optim.Optimizer, present: Iterable[str]) -> None:
         """Put references to the state into the optimizer's: of the tensors that took part in a step of it, and of what its groups, or all tensors, have."""
-        present = tuple(present)
+        state = self.visible
+        present = tuple(state.t if state is self.places else present)
         displayed = self._displayed.get(id(optimizer))
-        if displayed is not None and displayed.again(optimizer, present, self.state):
+        if displayed is not None and displayed.again(optimizer, present, state):
             return
         own = {name: m for name, m in self._members.items() if m.optimizer is optimizer}
         mine = [name for name in present if name in own]
-        for name, entries in self.mirror.entries(self.state, mine, {name: m.group for name, m in own.items()}).items():
+        for name, entries in self.mirror.entries(state, mine, {name: m.group for name, m in own.items()}).items():
             optimizer.state[own[name].parameter].update(self.shown(name, entries))
-        self._displayed[id(optimizer)] = Display(optimizer, {name: own[name].parameter for name in mine}, present, self.state, self.mirror.prefix)
+        self._displayed[id(optimizer)] = Display(optimizer, {name: own[name].parameter for name in mine}, present, state, self.mirror.prefix)
 
     def before_save(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's state is about to be read."""

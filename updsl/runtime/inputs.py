@@ -53,6 +53,24 @@ def inputs_of(
     return found, batch
 
 
+def zero_inputs(engine: Engine, here: Layout, present: Mapping[str, Any]) -> dict[str, Any]:
+    """Zeros for all inputs that are read, of one sample. present: the tensors that take part, by name."""
+    tensors = {t.name: t for t in here.tensors}
+
+    def zeros(item: Input, name: str) -> Any:
+        return present[name].new_zeros([1 if n is None else n for n in _shape(item, tensors[name])])
+
+    found: dict[str, Any] = {}
+    for item, readers in _read(engine, [name for name in present if name in tensors]).items():
+        if item.kind == "per" and item.type.scope.name == "all":
+            found[item.name] = 0.0
+        elif item.kind == "per" and item.type.scope.name == "group":
+            found[item.name] = {here.group_of[name]: 0.0 for name in readers} | found.get(item.name, {})
+        else:
+            found[item.name] = {name: zeros(item, name) for name in readers} | found.get(item.name, {})
+    return found
+
+
 def known_input(module: Module, name: str) -> None:
     """Raises UpdslError, with the nearest name, unless the rule has an input of this name."""
     if name not in module.inputs:

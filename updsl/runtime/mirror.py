@@ -60,7 +60,8 @@ class Mirror:
         self._holder = {(name, key): str(holder) for name, key, holder in held if key is not None and holder is not None}
 
     def state(self, entries: Mapping[str, Mapping[str, Any]], scopes: Mapping[str, Scope], group_of: Mapping[str, int]) -> RuleState | None:
-        """The state that entries hold, None if they hold none. scopes: of the rule's states; entries of others are left alone."""
+        """The state that entries hold, None if they hold none; before the first step, what lies there only holds places. scopes: of the rule's states;
+        entries of others are left alone."""
         steps: dict[str, int] = {}
         found, anything = RuleState(t=steps), False
         for tensor, own in entries.items():
@@ -75,6 +76,8 @@ class Mirror:
                 elif name in scopes:
                     key = self._key(name, tensor, scopes[name], group_of)
                     found.values.setdefault(name, {})[key] = (x, mine[name + COUNT]) if name + COUNT in mine else x
+        if not found.run and steps and not any(steps.values()):
+            return RuleState()
         return found if anything else None
 
     def _key(self, name: str, tensor: str, scope: Scope, group_of: Mapping[str, int]) -> Key:

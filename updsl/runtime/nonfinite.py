@@ -35,6 +35,8 @@ class Guard:
         self.bad: Any = 0
         self.in_a_row: Any = 0
         self.overflowed: Any = 0
+        self.flags: list[torch.Tensor] = []
+        """Of the next step, above 0 where it is bad whatever its gradients are."""
         self._steps = 0
         self._counted: tuple[Any, Any, Any] = (0, 0, 0)
 
@@ -53,6 +55,8 @@ class Guard:
         finite: Any = None if look is None else look(frame)
         if finite is None:
             finite = all_finite(looked_at(frame))
+        for flag in self.flags:
+            finite = finite & (flag == 0).all().to(finite.device)
         reads = self.policy in ("skip", "raise")
         on_host = reads or finite.device.type == "cpu"
         if reads:

@@ -12,6 +12,7 @@ from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.runtime.commit import write
 from updsl.runtime.driver import Driver, Stepped, driver_of
 from updsl.runtime.parameters import instead_of, rate
+from updsl.runtime.rest import rests
 from updsl.runtime.rule import Rule, to_rule
 from updsl.runtime.transform import PREFIX, Handle, attach, refuse_writer
 
@@ -106,6 +107,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _update(self) -> None:
         driver = self.driver
+        if rests(driver, self):
+            driver.show(self, ())
+            return
         stepped = driver.compute(in_place=False)
         if stepped is None:
             return

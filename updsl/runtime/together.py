@@ -76,6 +76,9 @@ class ShardedDriver(Driver):
         admitted, finite = self.guard.admit(now, lambda _: seen) if now.g else (now, None)
         return now, admitted, finite
 
+    def anywhere(self, flags: list[bool]) -> list[bool]:
+        return [n > 0 for n in self.shards.agreed(flags)]
+
     def joined(self, here: Layout, engine: Engine, now: Frame, names: set[str], in_place: bool) -> Frame:
         """With zeros for the gradients that other ranks have, and this one lacks."""
         if names <= now.g.keys():
@@ -138,7 +141,7 @@ class ShardedDriver(Driver):
 
     def before_save(self, optimizer: torch.optim.Optimizer) -> None:
         self._displayed = {}
-        super().show(optimizer, [name for name in self._members if name in self.state.t])
+        super().show(optimizer, [name for name in self._members if name in self.visible.t])
 
     def shown(self, name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
         return {key: self.shards.wrap(name, x, t) if (t := self.type_of(key)) is not None else x for key, x in entries.items()}

@@ -18,7 +18,9 @@ from updsl.runtime.commit import write
 from updsl.runtime.driver import driver_of
 from updsl.runtime.hooks import sweep, take_out
 from updsl.runtime.parameters import instead_of
+from updsl.runtime.rest import is_left_out, rests
 from updsl.runtime.rule import Rule, as_argument, to_rule
+from updsl.runtime.scaling import found_inf, scale_of
 
 PREFIX = "updsl."
 INSIDE = ("optimizer", "original_optimizer")
@@ -95,6 +97,12 @@ def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def marks(optimizer: Optimizer) -> list[tuple[torch.Tensor, int]]:
+    """The gradients, each with how often it was written."""
+    gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
+    return [(g, 0 if g.is_inference() else g._version) for g in gradients]
+
+
 def refuse_writer(rule: Rule, who: str) -> None:
     """Raises UpdslError for a rule that is itself an optimizer."""
     if rule.writes_weights:
@@ -167,6 +175,7 @@ class Handle:
         self.rule, self.optimizers = rule, optimizers
         self.driver = driver_of(rule, optimizers, names, nonfinite, backend, seed, prefix, self._entries, mesh=mesh)
         self._waiting: list[Optimizer] = []
+        self._seen: dict[int, list[tuple[torch.Tensor, int]]] = {}
         self._skipping = False
         self._present: tuple[str, ...] = ()
         self._kept: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -252,12 +261,12 @@ class Handle:
         self._present = ()
         if any(h._kept.get(id(optimizer)) for h in attached(optimizer) if h is not self):
             return
-        scale = getattr(optimizer, "grad_scale", None)
-        if scale is not None and len(self.optimizers) > 1:
-            message = f"GradScaler hands {type(optimizer).__name__} scaled gradients, and `{self.rule.name}` needs those of all its optimizers"
-            raise UpdslError(Diagnostic("scaled-gradients", message, help="call `scaler.unscale_(optimizer)` for each of them before the first steps"))
-        stepped = self.driver.compute(in_place=True, scale=scale)
+        scale = scale_of(optimizer, self.optimizers, self.rule.name)
+        if rests(self.driver, optimizer):
+            return
+        stepped = None if is_left_out(self.driver, found_inf(optimizer, self.optimizers)) else self.driver.compute(in_place=True, scale=scale)
         if stepped is None:
+            self._remember()
             self._withhold(optimizer)
         else:
             names, out = tuple(stepped.frame.g), {} if stepped.result is None else stepped.result.out
@@ -266,13 +275,20 @@ class Handle:
             self._present, self._untouched = names, {}
             if scale is not None:
                 optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self._remember()
         self._skipping, self._waiting = stepped is None, [o for o in self.optimizers if o is not optimizer]
 
     def _is_transformed(self, optimizer: Optimizer) -> bool:
-        """Whether another optimizer's step has transformed this one's gradients. Raises UpdslError if this one steps again before the others have."""
+        """Whether another optimizer's step has transformed this one's gradients, or skipped them. Raises UpdslError if this one steps again before the others
+        have; after a step that was skipped they need not, since a GradScaler leaves out steps."""
+        if self._waiting and all(self._has_other_gradients(o) for o in self.optimizers) and (self._skipping or optimizer in self._waiting):
+            self._waiting = []
         if any(o is optimizer for o in self._waiting):
             self._waiting = [o for o in self._waiting if o is not optimizer]
+            self._seen = self._seen if self._waiting else {}
             return True
+        if self._waiting and self._skipping:
+            self._waiting = []
         if self._waiting:
             late = ", ".join(type(o).__name__ for o in self._waiting)
             raise UpdslError(
@@ -283,6 +299,15 @@ class Handle:
                 )
             )
         return False
+
+    def _remember(self) -> None:
+        """The gradients that were transformed, or skipped, of all optimizers, if there are several."""
+        self._seen = {id(o): marks(o) for o in self.optimizers} if len(self.optimizers) > 1 else {}
+
+    def _has_other_gradients(self, optimizer: Optimizer) -> bool:
+        """Than those that were transformed: other tensors, or other values in them."""
+        seen, now = self._seen.get(id(optimizer), []), marks(optimizer)
+        return len(seen) != len(now) or any(g is not h or m != n for (g, m), (h, n) in zip(seen, now, strict=True))
 
     def _withhold(self, optimizer: Optimizer) -> None:
         """Without gradients an optimizer does not move."""
