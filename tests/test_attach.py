@@ -56,7 +56,7 @@ def refill(params: list[torch.nn.Parameter], *values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_are_written_in_place(backend) -> None:
+def test_c2_gradients_are_written_in_place(backend) -> None:
     (p, q), o = sgd([3.0, 0.0], [4.0])
     held = p.grad
     updsl.attach(o, "clip_norm", max_norm=1.0, backend=backend)
@@ -67,7 +67,7 @@ def test_gradients_are_written_in_place(backend) -> None:
 
 
 @pytest.mark.parametrize("how", ["positional", "keyword", "none", "keyword none"])
-def test_closures_are_evaluated_first(how) -> None:
+def test_c1_closures_are_evaluated_first(how) -> None:
     (p,), o = sgd([0.0, 0.0])
     updsl.attach(o, "clip_norm", max_norm=1.0)
     calls = []
@@ -96,7 +96,7 @@ def test_closures_are_evaluated_first(how) -> None:
     assert p.tolist() == pytest.approx([-0.6, -0.8])
 
 
-def test_under_lbfgs_each_evaluation_is_a_step() -> None:
+def test_l5_under_lbfgs_each_evaluation_is_a_step() -> None:
     p = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     o = torch.optim.LBFGS([p], lr=0.1, max_iter=3)
     handle = updsl.attach(o, updsl.parse("rule r:\n    state n = 0 per all\n    n ← n + 1\n    watch n = n\n    return g\n"))
@@ -114,7 +114,7 @@ def test_under_lbfgs_each_evaluation_is_a_step() -> None:
     assert float(handle.watch()["n"]) == len(calls)
 
 
-def test_a_closure_that_raises_leaves_everything() -> None:
+def test_l5_a_closure_that_raises_leaves_everything() -> None:
     (p,), o = sgd([1.0])
     handle = updsl.attach(o, "ema")
 
@@ -129,7 +129,7 @@ def test_a_closure_that_raises_leaves_everything() -> None:
     assert handle.driver.state.run == 1
 
 
-def test_parameters_are_found_at_each_step() -> None:
+def test_c3_parameters_are_found_at_each_step() -> None:
     (p,), o = sgd([1.0])
     handle = updsl.attach(o, updsl.parse("rule r:\n    state m = 0\n    m ← m + g\n    return m*tensors\n"))
     o.step()
@@ -146,17 +146,6 @@ def test_parameters_are_found_at_each_step() -> None:
     o.step()
     assert p.grad.tolist() == [3.0]
     assert dict(handle.driver.state.t) == {"0.0": 3, "1.0": 1}
-
-
-def test_graphs_do_not_grow() -> None:
-    p = torch.nn.Parameter(torch.tensor([3.0]))
-    o = torch.optim.SGD([p], lr=0.1)
-    handle = updsl.attach(o, "ema")
-    for _ in range(3):
-        o.zero_grad()
-        (p**2).sum().backward(create_graph=True)
-        o.step()
-    assert not any(x.requires_grad for cells in handle.driver.state.values.values() for x in cells.values())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -346,7 +335,7 @@ COUNTER = "rule r:\n    state n = 0 per all\n    state m = 0\n    n ← n + 1\n 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_skip_moves_nothing(backend, bad) -> None:
+def test_n2_skip_moves_nothing(backend, bad) -> None:
     params = parameters([1.0], [1.0])
     o = torch.optim.Adam(params, lr=1.0)
     handle = updsl.attach(o, updsl.parse(COUNTER), backend=backend)
@@ -369,7 +358,7 @@ def test_skip_moves_nothing(backend, bad) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_mask_gives_zero_gradients_and_keeps_states(backend) -> None:
+def test_n2_mask_gives_zero_gradients_and_keeps_states(backend) -> None:
     (p, q), o = sgd([1.0], [1.0])
     handle = updsl.attach(o, updsl.parse(COUNTER), nonfinite="mask", backend=backend)
     refill([p, q], [float("nan")], [1.0])
@@ -388,7 +377,7 @@ def test_mask_gives_zero_gradients_and_keeps_states(backend) -> None:
     assert int(handle.counts["bad"]) == 2
 
 
-def test_zero_drops_the_entries() -> None:
+def test_n2_zero_drops_the_entries() -> None:
     (p, q), o = sgd([float("nan"), 1.0], [float("inf")])
     handle = updsl.attach(o, updsl.parse("rule r:\n    input h\n    return g + h\n"), nonfinite="zero")
     handle.inputs(h={"0.0": torch.tensor([2.0, float("nan")]), "0.1": torch.tensor([3.0])})
@@ -398,7 +387,7 @@ def test_zero_drops_the_entries() -> None:
     assert int(handle.counts["bad"]) == 1
 
 
-def test_raise_is_an_error_and_moves_nothing() -> None:
+def test_n2_raise_is_an_error_and_moves_nothing() -> None:
     (p,), o = sgd([float("nan")])
     handle = updsl.attach(o, updsl.parse(COUNTER), nonfinite="raise")
     with refused("nonfinite-gradients", "nothing was changed"):
@@ -410,7 +399,7 @@ def test_raise_is_an_error_and_moves_nothing() -> None:
     assert p.tolist() == [-1.0]
 
 
-def test_propagate_lets_them_through() -> None:
+def test_n2_propagate_lets_them_through() -> None:
     (p,), o = sgd([float("nan")])
     handle = updsl.attach(o, updsl.parse(COUNTER), nonfinite="propagate")
     o.step()
@@ -429,7 +418,7 @@ def test_inputs_count_too() -> None:
 
 
 @pytest.mark.parametrize("policy", ["skip", "mask", "zero"])
-def test_a_hundred_bad_steps_in_a_row_are_an_error(policy) -> None:
+def test_n2_a_hundred_bad_steps_in_a_row_are_an_error(policy) -> None:
     (p,), o = sgd([1.0])
     updsl.attach(o, updsl.parse(COUNTER), nonfinite=policy)
     o.step()

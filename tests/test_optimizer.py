@@ -82,7 +82,7 @@ def test_sixteen_bit_weights_are_rounded_once() -> None:
     assert p.item() == torch.tensor(1.0 - 0.3).bfloat16().item()
 
 
-def test_closures() -> None:
+def test_l5_closures_of_an_optimizer_of_a_rule() -> None:
     (p,) = parameters(0.0)
     o = updsl.Optimizer([p], updsl.parse("it"), lr=1.0)
 
