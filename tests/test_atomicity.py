@@ -191,7 +191,7 @@ def test_l6_ctrl_c_stops_before_or_after_a_step(how: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "mask", "zero", "raise", "propagate"])
-def test_l6_every_policy_is_all_or_nothing(nonfinite: str) -> None:
+def test_c9_every_policy_is_all_or_nothing(nonfinite: str) -> None:
     case = Case("attach", INPUTS, nonfinite)
     case.w["b"].grad[0, 0] = float("inf")
     before = case.everything()

@@ -112,6 +112,26 @@ def test_c6_what_was_found_counts_though_the_gradients_were_mended(policy) -> No
     assert same(training.handle.driver.state.values, kept)
 
 
+@pytest.mark.parametrize("policy", ["skip", "raise"])
+def test_l11_a_grad_scaler_costs_no_further_read(policy, monkeypatch) -> None:
+    """Where `found_inf` is 0 nobody reads it: it is part of the one flag that the policy reads."""
+    training, seen = Training("adamw", True, COUNTER, policy=policy), []
+
+    class Counted(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, f, types, args=(), kwargs=None):
+            if f in (torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__):
+                seen.append(args[0])
+            return f(*args, **(kwargs or {}))
+
+    as_on_a_device = lambda xs: torch.isfinite(torch.stack(torch._foreach_norm(xs, float("inf")))).all()
+    monkeypatch.setattr("updsl.runtime.nonfinite.finite_on_host", as_on_a_device)
+    training.step(1.0, False)
+    training.optimizer.grad_scale, training.optimizer.found_inf = None, torch.tensor(0.0)
+    with Counted():
+        training.handle._before(training.optimizer, (training.optimizer,), {})
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("unscaled_before", [False, True])
 @pytest.mark.parametrize("text", [COUNTER, "rule r:\n    state m = 0\n    m ← m + g\n    w ← w - lr*m\n"])
 @pytest.mark.parametrize("backend", ["torch", "cpp", "interpret"])
@@ -191,6 +211,23 @@ def test_l11_several_optimizers_are_to_be_unscaled_before(fused) -> None:
         pair.step(3.0, 4.0, unscaled_before=False)
     assert [p.item() for p in pair.params] == [0.0, 0.0]
     assert pair.handle.driver.state.run == 0
+
+
+def test_l11_after_a_step_that_was_skipped_nobody_is_waited_for() -> None:
+    """Neither moved, so the first may step again before the second has: with new gradients of its own, or of both."""
+    pair = Pair(False)
+    (p, q), (one, two) = pair.params, pair.optimizers
+    p.grad, q.grad = torch.tensor([float("nan")]), torch.tensor([4.0])
+    one.step()
+    p.grad = torch.tensor([3.0])
+    one.step()
+    two.step()
+    assert [p.item(), q.item()] == pytest.approx([-0.6, -0.8])
+    p.grad, q.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    one.step()
+    p.grad, q.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    with pytest.raises(updsl.UpdslError, match="stepped-twice"):
+        one.step()
 
 
 # --- 16-bit weights --------------------------------------------------------------------------------------------------

@@ -230,6 +230,9 @@ class Driver:
         """Whether there was a step."""
         return bool(self.state.run or self.state.values)
 
+    is_sharded = False
+    """Whether other ranks have a driver that steps with this one."""
+
     def anywhere(self, flags: list[bool]) -> list[bool]:
         """Which of the flags hold on any rank."""
         return flags

@@ -36,7 +36,7 @@ class Guard:
         self.in_a_row: Any = 0
         self.overflowed: Any = 0
         self.flags: list[torch.Tensor] = []
-        """Of the next step, above 0 where it is bad whatever its gradients are."""
+        """Of the next step, above 0 where a GradScaler leaves it out, whatever its gradients are."""
         self._steps = 0
         self._counted: tuple[Any, Any, Any] = (0, 0, 0)
 
@@ -61,6 +61,8 @@ class Guard:
         on_host = reads or finite.device.type == "cpu"
         if reads:
             finite = bool(finite)
+            if not finite and any(bool(flag) for flag in self.flags):
+                return None, finite
             self._counted = self.bad + (not finite), 0 if finite else self.in_a_row + 1, self.overflowed
         else:
             self._counted = self.bad + ~finite, torch.where(finite, 0, self.in_a_row + 1), self.overflowed

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def is_left_out(driver: Driver, found_inf: list[torch.Tensor]) -> bool:
-    """Whether a GradScaler leaves out this step, by what it found: it is no step of the rule then, and not counted. Under "mask" the device decides
-    for an optimizer by itself, and the step is a bad one."""
-    if driver.guard.policy == "mask" and len(driver.optimizers) == 1:
+    """Whether a GradScaler leaves out this step, by what it found: it is no step of the rule then, and not counted. For an optimizer by
+    itself the policy finds out where it reads a flag anyway; under "mask" the device decides, and the step is a bad one."""
+    if driver.guard.policy in ("mask", "skip", "raise") and len(driver.optimizers) == 1 and not driver.is_sharded:
         driver.guard.flags = found_inf
         return False
     return bool(found_inf) and driver.anywhere([any(bool(flag) for flag in found_inf)])[0]

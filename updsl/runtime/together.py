@@ -76,6 +76,8 @@ class ShardedDriver(Driver):
         admitted, finite = self.guard.admit(now, lambda _: seen) if now.g else (now, None)
         return now, admitted, finite
 
+    is_sharded = True
+
     def anywhere(self, flags: list[bool]) -> list[bool]:
         return [n > 0 for n in self.shards.agreed(flags)]
 
