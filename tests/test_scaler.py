@@ -112,6 +112,22 @@ def test_c6_what_was_found_counts_though_the_gradients_were_mended(policy) -> No
     assert same(training.handle.driver.state.values, kept)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpp", "interpret"])
+@pytest.mark.parametrize("unscaled_before", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_l11_chained_rules_under_a_grad_scaler(fused, unscaled_before, backend) -> None:
+    """The first unscales for both."""
+    attached, reference = Training("adamw", fused), Training("adamw", fused, scaled=False)
+    handles = [[updsl.attach(t.optimizer, rule, backend=backend) for rule in ("ema", "clip_norm")] for t in (attached, reference)]
+    for factor in (1.0, 2.0, 3.0, float("inf"), 1.0, 2.0, float("inf"), 3.0):
+        attached.step(factor, unscaled_before)
+        if factor != float("inf"):
+            reference.step(factor, False)
+        assert same(attached.everything(), reference.everything())
+    assert [h.driver.state.run for pair in handles for h in pair] == [6] * 4
+    assert [h.counts["bad"] for pair in handles for h in pair] == [0] * 4
+
+
 @pytest.mark.parametrize("policy", ["skip", "raise"])
 def test_l11_a_grad_scaler_costs_no_further_read(policy, monkeypatch) -> None:
     """Where `found_inf` is 0 nobody reads it: it is part of the one flag that the policy reads."""

@@ -56,6 +56,7 @@ class Guard:
         if finite is None:
             finite = all_finite(looked_at(frame))
         for flag in self.flags:
+            finite = torch.as_tensor(finite)  # a faster way may give a truth value of Python's
             finite = finite & (flag == 0).all().to(finite.device)
         reads = self.policy in ("skip", "raise")
         on_host = reads or finite.device.type == "cpu"
