@@ -303,7 +303,7 @@ class Replay:
     def step(self, event: Event) -> None:
         for what in event.before:
             self.do(what)
-        grads = event.grads
+        grads = {n: g for n, g in event.grads.items() if g.size}  # tensors without entries take no part
         if self.state is not None and grads:
             bad = not all(np.isfinite(g).all() for g in grads.values())
             self.counts["bad"] += bad
