@@ -13,7 +13,7 @@ import torch
 import updsl
 from updsl.core.resources import folder
 
-SOURCES = [*sorted((Path(updsl.__file__).parent / "runtime").glob("*.py")), Path(updsl.__file__).parent / "pipeline.py"]
+SOURCES = [path for pattern in ("runtime/*.py", "integrations/*.py", "pipeline.py") for path in sorted(Path(updsl.__file__).parent.glob(pattern))]
 OF_TEXTS = {"unknown-parameter", "parameter-out-of-bounds"}
 """Codes that mistakes in texts share."""
 OF_RANKS = {"rank-refuses", "rank-missing"}

@@ -37,7 +37,7 @@ def codes(package: Path, only: str = "**/*.py") -> set[str]:
 
 
 PACKAGE = Path(updsl.__file__).parent
-OF_CALLS = codes(PACKAGE, "runtime/*.py") | codes(PACKAGE, "pipeline.py")
+OF_CALLS = codes(PACKAGE, "runtime/*.py") | codes(PACKAGE, "pipeline.py") | codes(PACKAGE, "integrations/*.py")
 ALL = codes(PACKAGE) | COMMAND_LINE
 OF_TEXTS = sorted((codes(PACKAGE, "front/*.py") | codes(PACKAGE, "laws/**/*.py")) - COMMAND_LINE)
 
