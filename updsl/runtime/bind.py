@@ -14,7 +14,7 @@ from updsl.front.module import Module
 from updsl.front.syntax import Name
 from updsl.front.unit import Constant
 from updsl.pipeline import Engine
-from updsl.runtime.parameters import checked, instead_of, parameter_of, rate
+from updsl.runtime.parameters import checked, instead_of, is_elsewhere, parameter_of, rate
 
 GROUP = '{"params": ["name", …], …}'
 """How a group is written."""
@@ -163,10 +163,9 @@ def reads_names(module: Module) -> bool:
 
 
 def group_entries(module: Module, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter group's own values, checked; a tensor is left as it is, since reading it would wait for the device."""
+    """A parameter group's own values, checked; a 0-d tensor on another device is left as it is, since reading it would wait."""
     return {
-        name: value if hasattr(value, "device") and parameter_of(module, name) else checked(parameter_of(module, name), value)
-        for name, value in entries.items()
+        name: value if is_elsewhere(value) and parameter_of(module, name) else checked(parameter_of(module, name), value) for name, value in entries.items()
     }
 
 

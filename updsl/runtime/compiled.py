@@ -104,7 +104,8 @@ class Compiled:
         return run.summary({name: (arrays.dtype_name(self.params[name]),) * 2 for name in here.shapes}, here.group_of)
 
     def set(self, **params: Any) -> None:
-        """Values of parameters from the next step on. Raises UpdslError, and sets none, if one is unknown, constant, of the wrong type or out of bounds."""
+        """Values of parameters from the next step on: numbers, or 0-d tensors, of which one on another device is copied, and not read. Raises UpdslError, and
+        sets none, if one is unknown, constant, of the wrong type or, where it is read, out of bounds."""
         self.values |= set_later(self.rule.module, self.rule.constants, params)
 
     def step(self, grads: Mapping[str, torch.Tensor] | None, lr: Any = None, **inputs: Any) -> dict[str, Any]:

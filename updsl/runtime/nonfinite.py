@@ -68,7 +68,7 @@ class Guard:
         else:
             self._counted = self.bad + ~finite, torch.where(finite, 0, self.in_a_row + 1), self.overflowed
         in_a_row = self._counted[1]
-        if (on_host or self._steps % LIMIT == 0) and int(in_a_row) >= LIMIT:
+        if (on_host or self._steps % LIMIT == LIMIT - 1) and int(in_a_row) >= LIMIT:
             raise _lost(self.who, int(in_a_row))
         if reads and not finite:
             self.settle()

@@ -125,10 +125,17 @@ def checked(parameter: Parameter, value: Any) -> Constant:
     return float(number)
 
 
-def set_later(module: Module, constants: Iterable[str], given: Mapping[str, Any], where: str = "later") -> dict[str, Constant]:
-    """The values given for parameters after the rule is compiled. Raises UpdslError as `settled` does, and on a parameter that is constant."""
+def is_elsewhere(value: Any) -> bool:
+    """Whether a value is a 0-d tensor that the host would have to wait for."""
+    device = getattr(value, "device", None)
+    return getattr(value, "ndim", None) == 0 and getattr(device, "type", "cpu") != "cpu"
+
+
+def set_later(module: Module, constants: Iterable[str], given: Mapping[str, Any], where: str = "later") -> dict[str, Any]:
+    """The values given for parameters after the rule is compiled; of a 0-d tensor on another device a copy, which is not looked at. Raises UpdslError as
+    `settled` does, and on a parameter that is constant."""
     fixed = frozenset(constants)
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in given.items():
         parameter = parameter_of(module, name)
         if name in fixed:
@@ -139,5 +146,5 @@ def set_later(module: Module, constants: Iterable[str], given: Mapping[str, Any]
                     help=f"pass it when the rule is loaded: `updsl.load(…, {name}={value!r})`",
                 )
             )
-        values[name] = checked(parameter, value)
+        values[name] = value.detach().clone() if is_elsewhere(value) else checked(parameter, value)
     return values

@@ -201,7 +201,8 @@ class Handle:
         self.driver.hand_over(inputs)
 
     def set(self, **params: Any) -> None:
-        """Values of parameters from the next step on. Raises UpdslError, and sets none, if one is unknown, constant, of the wrong type or out of bounds."""
+        """Values of parameters from the next step on: numbers, or 0-d tensors, of which one on another device is copied, and not read. Raises UpdslError, and
+        sets none, if one is unknown, constant, of the wrong type or, where it is read, out of bounds."""
         self.driver.set(params)
 
     def watch(self) -> dict[str, Any]:
