@@ -10,8 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 """Seconds after which a collective fails; the functions of a test have four times as many."""
+
+
+SILENT = "does not answer"
 
 
 class Failed(Exception):
@@ -39,6 +42,8 @@ class Ranks:
         for pipe in self.pipes:
             pipe.send((function, args))
         found = [self.answer(rank) for rank in range(self.size)]
+        if any(x == SILENT for _, x in found):
+            self.close()
         failed = [f"rank {rank}: {x}" for rank, (is_good, x) in enumerate(found) if not is_good]
         if failed:
             raise Failed("\n".join(failed))
@@ -46,7 +51,7 @@ class Ranks:
 
     def answer(self, rank: int) -> tuple[bool, Any]:
         if not self.pipes[rank].poll(4 * self.timeout):
-            return False, "does not answer"
+            return False, SILENT
         try:
             return self.pipes[rank].recv()
         except EOFError:

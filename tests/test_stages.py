@@ -113,6 +113,18 @@ def test_stages_with_a_name_in_common_are_refused_on_all(ranks: Ranks) -> None:
     assert "give tensors of different stages different names" in str(failed.value)
 
 
+def with_a_median() -> None:
+    m = model()
+    rule = updsl.parse("rule r = g / (1 + (median(g) per all))")
+    updsl.attach(torch.optim.SGD(groups_of(m, STAGES[dist.get_rank()]), lr=0.1), rule, mesh=dist.group.WORLD)
+
+
+def test_an_order_statistic_of_several_stages_is_refused(ranks: Ranks) -> None:
+    with pytest.raises(Failed, match="takes the median of several tensors") as failed:
+        ranks.run(with_a_median)
+    assert str(failed.value).count("error[placement]") == 3
+
+
 @pytest.mark.parametrize("mark", ["_is_flat_param", "_fsdp_flattened", "ds_id"])
 def test_x11_flat_parameters_are_refused(mark: str) -> None:
     p = nn.Parameter(torch.ones(6))

@@ -14,7 +14,7 @@ from updsl.back.cpp_covers import foreign, is_foreign, uncovered
 from updsl.back.triton_covers import is_foreign_on_gpu, uncovered_on_gpu
 from updsl.core.diagnostic import Diagnostic, UpdslError, did_you_mean
 from updsl.core.frame import Frame, Result, RuleState, Tensor
-from updsl.core.ir import Expr, Program, Ref, blocks, roots, walk
+from updsl.core.ir import Apply, Expr, Program, Reduce, Ref, blocks, is_joint, roots, walk
 from updsl.core.kept import kept
 from updsl.core.ranks import Cut, is_of_ranks
 from updsl.core.source import Source
@@ -267,8 +267,18 @@ def to_sharded_engine(
     from updsl.back.torch_exec import TorchBackend
     from updsl.back.torch_sharded import ShardedBackend
 
+    for c, cut in cuts.items():
+        if cut.away and (found := next(orders_of_several(programs[c]), None)):
+            message = f"`{module.name}` takes the {found} of several tensors, of which some are on other ranks alone"
+            raise UpdslError(Diagnostic("placement", message, help="write `per tensor`, or a sum, norm or maximum, which stages complete together"))
     elaborated = replace(made, programs=programs, class_of=class_of, reductions=tuple(made.reductions[c] for c, _ in ways))
     return Engine(elaborated, ShardedBackend(programs, class_of, tensors, to_parts, TorchBackend, ranks), "torch")
+
+
+def orders_of_several(program: Program) -> Iterator[str]:
+    """The order statistics of a Program that need the entries of all tensors."""
+    found = (n for e in roots(program) for n in walk(e) if isinstance(n, (Apply, Reduce)) and is_joint(n) and n.op in ("median", "quantile", "largest"))
+    return (n.op for n in found if not any(a.type.window for a in n.args))
 
 
 def has_blocks(program: Program) -> bool:

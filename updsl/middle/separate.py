@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from updsl.core.ir import Apply, Binding, Const, Expr, Program, Reduce, Ref, bindings, children, is_joint, is_shared, of_each_tensor, rebuild, walk
+from updsl.core.ranks import is_gathered
 from updsl.middle.flat import Programs, is_joint_root, tidy, with_roots
 from updsl.middle.lift import is_full
 
@@ -58,8 +59,12 @@ class Separate:
     def whole(self, e: Expr) -> Expr:
         """The expression of a binding."""
         if is_shared(e.type):
-            return rebuild(e, tuple(a if is_shared(a.type) else self.inner(a) for a in children(e))) if is_summed(e) else e
+            return rebuild(e, tuple(self.summed(a) for a in children(e))) if is_summed(e) else e
         return self.alone(e) if self.foreign(e) or is_summed(e) else self.inside(e)
+
+    def summed(self, e: Expr) -> Expr:
+        """An operand of a reduction to several tensors, which is done where whole tensors are if it takes them."""
+        return e if is_shared(e.type) else self.alone(e) if is_gathered(e) else self.inner(e)
 
     def inner(self, e: Expr) -> Expr:
         """A part of an expression: by name, if it is to stand alone."""
