@@ -461,7 +461,7 @@ def test_closures_are_skipped_too() -> None:
 # --- attaching, removing, chaining, wrappers -------------------------------------------------------------------------
 
 
-def test_a_second_attach_of_the_same_rule_is_an_error_unless_chained() -> None:
+def test_c13_a_second_attach_of_the_same_rule_is_an_error_unless_chained() -> None:
     (p,), o = sgd([1.0])
     double = updsl.parse("it*2")
     first = updsl.attach(o, double)
@@ -551,7 +551,7 @@ def test_rules_that_write_w_are_refused() -> None:
         updsl.optimizer(torch.optim.SGD, "adamw")
 
 
-def test_wrappers_are_opened() -> None:
+def test_c10_wrappers_are_opened() -> None:
     class Wrapper:
         param_groups = ()
 
@@ -580,7 +580,7 @@ def test_wrappers_are_opened() -> None:
         updsl.attach(3, "ema")
 
 
-def test_lightnings_wrapper_is_opened_though_it_has_hooks() -> None:
+def test_c10_lightnings_wrapper_is_opened_though_it_has_hooks() -> None:
     (p,), o = sgd([1.0])
 
     class LightningOptimizer:
@@ -607,7 +607,7 @@ def test_schedules_are_refused(made) -> None:
     assert not attached(o)
 
 
-def test_what_merely_holds_an_optimizer_is_refused() -> None:
+def test_c10_what_merely_holds_an_optimizer_is_refused() -> None:
     class Trainer:
         def __init__(self, optimizer):
             self.optimizer = optimizer
@@ -623,7 +623,7 @@ def test_complex_parameters_are_refused_by_name() -> None:
 
 
 @pytest.mark.skipif(os.environ.get("UPDSL_BACKEND") == "triton", reason="Triton's interpreter changes its language for all threads while it runs a kernel")
-def test_threads_step_optimizers_of_one_rule_by_themselves() -> None:
+def test_l14_threads_step_optimizers_of_one_rule_by_themselves() -> None:
     rule = updsl.parse(COUNTER)
     made = [sgd([1.0]) for _ in range(4)]
     handles = [updsl.attach(o, rule) for _, o in made]
@@ -645,7 +645,7 @@ def test_threads_step_optimizers_of_one_rule_by_themselves() -> None:
 # --- several optimizers ----------------------------------------------------------------------------------------------
 
 
-def test_all_spans_several_optimizers() -> None:
+def test_c14_all_spans_several_optimizers() -> None:
     (p,), o1 = sgd([3.0])
     (q,), o2 = sgd([4.0])
     handle = updsl.attach([o1, o2], "clip_norm", max_norm=1.0)
@@ -678,7 +678,7 @@ def test_several_optimizers_skip_together() -> None:
     assert p.tolist() == pytest.approx([-0.6])
 
 
-def test_several_optimizers_are_checked() -> None:
+def test_c14_several_optimizers_are_checked() -> None:
     (p,), o1 = sgd([3.0])
     with refused("duplicate-tensor"):
         updsl.attach([o1, torch.optim.SGD([p], lr=1.0)], "ema")
@@ -691,7 +691,7 @@ def test_several_optimizers_are_checked() -> None:
 # --- state in the optimizer's ----------------------------------------------------------------------------------------
 
 
-def test_state_is_mirrored_after_the_optimizers_own() -> None:
+def test_c4_state_is_mirrored_after_the_optimizers_own() -> None:
     params = parameters([1.0], [1.0], dtype=torch.bfloat16)
     params[0].grad = None
     o = torch.optim.AdamW(params, lr=0.1)
@@ -753,7 +753,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(dtype, tmp_path) -> None:
     assert adopted.driver.state.run == 0
 
 
-def test_a_checkpoint_without_the_rule_warns() -> None:
+def test_c7_a_checkpoint_without_the_rule_warns() -> None:
     (_,), o = sgd([1.0], momentum=0.9)
     o.step()
     saved = o.state_dict()
@@ -763,7 +763,7 @@ def test_a_checkpoint_without_the_rule_warns() -> None:
         o2.load_state_dict(saved)
 
 
-def test_a_checkpoint_of_another_rule_is_refused_before_anything_is_loaded() -> None:
+def test_c7_a_checkpoint_of_another_rule_is_refused_before_anything_is_loaded() -> None:
     (_,), o = sgd([1.0], momentum=0.9)
     handle = updsl.attach(o, "momentum")
     o.step()
@@ -786,7 +786,7 @@ def test_a_checkpoint_of_another_rule_is_refused_before_anything_is_loaded() -> 
     assert updsl.attach(o2, "momentum", beta=0.5).driver.state.run == 1
 
 
-def test_hooks_do_not_survive_pickling() -> None:
+def test_c12_l7_hooks_do_not_survive_pickling() -> None:
     (_,), o = sgd([1.0])
     updsl.attach(o, updsl.parse("it*2"))
     o.step()
@@ -798,7 +798,7 @@ def test_hooks_do_not_survive_pickling() -> None:
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
-def test_attaching_to_a_copy_goes_on(copier) -> None:
+def test_c8_attaching_to_a_copy_goes_on(copier) -> None:
     (_,), o = sgd([1.0])
     updsl.attach(o, updsl.parse(COUNTER))
     o.step()
@@ -810,7 +810,7 @@ def test_attaching_to_a_copy_goes_on(copier) -> None:
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
-def test_the_class_route_survives_pickling(copier) -> None:
+def test_c12_l7_the_class_route_survives_pickling(copier) -> None:
     SGD = updsl.optimizer(torch.optim.SGD, updsl.parse(COUNTER))
     (p,) = parameters([1.0])
     o = SGD([p], lr=1.0)

@@ -165,16 +165,22 @@ def check(
 @cli.command(short_help="What a rule computes and keeps, or what an error means.")
 @click.argument("target", metavar="RULE|CODE")
 @TENSORS
+@click.option("--sharding", type=click.Choice(["fsdp"]), help="Tell the collectives of a step, too, of parameters in parts of rows.")
+@click.option("--ranks", type=click.IntRange(min=1), default=2, show_default=True, help="How many ranks have a part of each parameter.")
 @OUTPUT
-def explain(target: str, tensors: tuple[str, ...], output: str) -> None:
+def explain(target: str, tensors: tuple[str, ...], sharding: str | None, ranks: int, output: str) -> None:
     """What a rule computes and keeps, or what an error means (by the word in its brackets)."""
     from updsl.front.files import is_path, library
 
     page = _error_page(target)
     if page is None or is_path(target) or target.casefold() in library().files:
         from updsl.explanation import explanation, to_text
+        from updsl.explanation import sharding as of_ranks
 
-        found = explanation(_load(target, also=_error_codes), _tensors(tensors))
+        module, given = _load(target, also=_error_codes), _tensors(tensors)
+        found = explanation(module, given)
+        if sharding is not None:
+            found |= of_ranks(module, {t.name: t for t in given}, ranks)
         say_json(found) if output == "json" else say(to_text(found))
     else:
         text = page.read_text(encoding="utf-8").rstrip()

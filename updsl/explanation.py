@@ -27,14 +27,29 @@ BYTES = {None: 4, "float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 STAGES = ("text", "syntax", "program")
 
 
-def explain(rule: Any, params: Any = None) -> str:
-    """The explanation of a rule, or of the rule of that name or file, as text. params: the model, or its (name, tensor) pairs, or {name: tensor}."""
+def explain(rule: Any, params: Any = None, mesh: Any = None) -> str:
+    """The explanation of a rule, or of the rule of that name or file, as text.
+
+    params: the model, or its (name, tensor) pairs, or {name: tensor}. mesh: a DeviceMesh, a number of ranks, or a tuple of them: the collectives of a step are
+    told too, of parameters as they lie (DTensors), or as FSDP2 would place them there. Raises UpdslError for a rule that cannot run so.
+    """
     from updsl.runtime.bind import named
     from updsl.runtime.rule import load
 
     rule = rule if hasattr(rule, "module") else load(rule)
-    tensors = TYPICAL if params is None else [Tensor(name, tuple(x.shape)) for name, x in named(params).items()]
-    return to_text(explanation(rule.module, tensors, rule.params))
+    tensors = {t.name: t for t in TYPICAL} if params is None else named(params)
+    found = explanation(rule.module, [Tensor(name, tuple(x.shape)) for name, x in tensors.items()], rule.params)
+    if mesh is not None or any(hasattr(x, "device_mesh") for x in tensors.values()):
+        found |= sharding(rule.module, tensors, mesh, rule.params)
+    return to_text(found)
+
+
+def sharding(module: Module, tensors: Mapping[str, Any], mesh: Any, values: Mapping[str, Any] | None = None) -> dict:
+    """What of an explanation is about several ranks."""
+    from updsl.collectives import collectives, lines, lying_of
+
+    places, ranks = lying_of(tensors, mesh)
+    return {"sharding": lines(collectives(module, places, ranks, settled(module, {}) if values is None else values), ranks)}
 
 
 def explanation(module: Module, tensors: Sequence[Tensor] = TYPICAL, values: Mapping[str, Any] | None = None) -> dict:
@@ -136,6 +151,7 @@ def to_text(e: dict) -> str:
     lines += _section("inputs", [f"{name} ({kind})" for name, kind in e["inputs"].items()])
     lines += _section("units", e["units"])
     lines += _section("backend on a CPU", [e["backend"]["name"] + (f": {e['backend']['why']}" if e["backend"]["why"] else "")])
+    lines += _section("shards", e.get("sharding", ()))
     for c in e["classes"]:
         shapes = [f"{name} {'×'.join(map(str, shape)) or 'number'}" for name, shape in c["tensors"].items()]
         more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""

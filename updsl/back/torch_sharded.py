@@ -111,6 +111,14 @@ class ShardedBackend:
         tensors = [(self.whole if self.class_of[n] in whole else self.here)[n] for n in class_of]
         return Between(part, TorchBackend(programs, class_of, tensors), tuple(dict.fromkeys(totals_of(part))), whole)
 
+    def kinds(self, names: Sequence[str], steps: int) -> list[int]:
+        """The first step of each kind, by the blocks that run, among so many."""
+        programs = {c: self.programs[c] for c in sorted({self.class_of[n] for n in names})}
+        found: dict[Running, int] = {}
+        for step in range(1, steps + 1):
+            found.setdefault(blocks_due(programs, step), step)
+        return list(found.values())
+
     def collectives(self, names: Sequence[str], run: int = 1) -> tuple[int, list[tuple[str, str, Type]]]:
         """Of the step of the run of these tensors: how many collectives there are that complete reductions, and what is gathered: tensor, value, type."""
         classes = tuple(sorted({self.class_of[n] for n in names}))

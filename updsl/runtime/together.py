@@ -112,7 +112,10 @@ class ShardedDriver(Driver):
         return {name: self.shards.local(name, g, "the gradient of") for name, g in super().gradients(mine).items()}
 
     def weight(self, name: str) -> torch.Tensor:
-        return self.shards.local(name, super().weight(name), "the parameter") if name in self._members else self.shards.nothing(name)
+        w = super().weight(name) if name in self._members else None
+        if w is None or (name not in self.shards.meshes and self._engine is not None and not self._engine[2].reads_weights(name)):
+            return self.shards.nothing(name)  # which nobody reads
+        return self.shards.local(name, w, "the parameter")
 
     def gradient(self, name: str) -> torch.Tensor:
         """This rank's part of the one that a member has; of a tensor that only other ranks have a gradient of, one that it is given here."""
