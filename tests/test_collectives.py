@@ -11,7 +11,8 @@ from ranks import Ranks
 from test_shards import model
 
 import updsl
-from updsl.collectives import collectives, lying_of
+from updsl.collectives import collectives
+from updsl.runtime.places import lying_of
 
 RULES = ("clip_grad_norm", "clip_z", "muon", "quantize", "sinkgd", "galore")
 

@@ -46,7 +46,8 @@ def explain(rule: Any, params: Any = None, mesh: Any = None) -> str:
 
 def sharding(module: Module, tensors: Mapping[str, Any], mesh: Any, values: Mapping[str, Any] | None = None) -> dict:
     """What of an explanation is about several ranks."""
-    from updsl.collectives import collectives, lines, lying_of
+    from updsl.collectives import collectives, lines
+    from updsl.runtime.places import lying_of
 
     places, ranks = lying_of(tensors, mesh)
     return {"sharding": lines(collectives(module, places, ranks, settled(module, {}) if values is None else values), ranks)}

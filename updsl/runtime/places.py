@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from updsl.core.diagnostic import Diagnostic, UpdslError
 from updsl.core.ranks import AXES, PATTERNS, Cut, cells, counted, own, size
 
 if TYPE_CHECKING:
@@ -89,3 +90,27 @@ class Place:
 def matrix_of(shape: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of a tensor of this shape."""
     return (shape[0], prod(shape[1:])) if shape else (1, 1)
+
+
+def lying_of(params: Mapping[str, Any], mesh: Any) -> tuple[dict[str, Place], int]:
+    """How parameters lie, and on how many ranks: as DTensors say, or, of plain ones, as FSDP2 places them on a mesh: in parts of rows along its last
+    dimension, alike along the others. mesh: a DeviceMesh, a number of ranks, or a tuple of them. Raises UpdslError for anything else."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    sizes = tuple(mesh.size(d) for d in range(mesh.ndim)) if hasattr(mesh, "ndim") else (mesh,) if isinstance(mesh, int) else mesh
+    sizes = sizes or next((tuple(x.device_mesh.size(d) for d in range(x.device_mesh.ndim)) for x in params.values() if hasattr(x, "device_mesh")), None)
+    if not (isinstance(sizes, tuple) and sizes and all(isinstance(n, int) and n > 0 for n in sizes)):
+        message = f"`mesh` is {mesh!r}: not a DeviceMesh, nor how many ranks there are"
+        raise UpdslError(Diagnostic("placement", message, help="pass the mesh that the parameters are to lie on, or a number such as `mesh=8`"))
+    ranks, found = 1, {}
+    for n in sizes:
+        ranks *= n
+    for name, x in params.items():
+        if hasattr(x, "device_mesh"):
+            own = tuple(x.device_mesh.size(d) for d in range(x.device_mesh.ndim))
+            found[name] = Place(tuple(x.shape), tuple(x.to_local().shape), own, tuple(x.placements), (0,) * len(own))
+            continue
+        shape = tuple(x.shape)
+        placements = (*(Replicate() for _ in sizes[1:]), Shard(0)) if shape else tuple(Replicate() for _ in sizes)
+        found[name] = Place(shape, (-(-shape[0] // sizes[-1]), *shape[1:]) if shape else (), sizes, placements, (0,) * len(sizes))
+    return found, ranks
