@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import Ranks
-from test_shards import model
+from trained import model
 
 import updsl
 from updsl.collectives import collectives

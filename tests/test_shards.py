@@ -3,84 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from ranks import Ranks
-from torch import Tensor, nn
+from trained import model, trained, with_fsdp
 
 import updsl
 
-SIZES = (2, 3)
-NEEDS = {name for name in updsl.library() if updsl.load(name).inputs}
-"""Rules that are to be given something at each step."""
-RULES = sorted(name for name in updsl.library() if name not in NEEDS)
 OFTEN = "adamw autoclip clip_z galore lamb muon quantize sinkgd sparsify zclip add_noise".split()
 """Between them they have sums, norms, variances and extrema of all scopes, windows, blocks, order, draws, `every`, matrices of other grids, and weights."""
 
 
-@pytest.fixture(scope="module", params=SIZES, ids=[f"{n}-ranks" for n in SIZES])
+@pytest.fixture(scope="module", params=(2, 3), ids=["2-ranks", "3-ranks"])
 def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
     found = Ranks(request.param)
     yield found
     found.close()
 
 
-def model(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """With uneven parts on two ranks and on three, and parts without an entry: 5 rows, 3, and 1."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), nn.LayerNorm(3), nn.Linear(3, 1)).to(dtype)
-
-
-def losses(m: nn.Module, rule: str, steps: int = 4) -> list[float]:
-    """Of some steps of training with a rule, as an optimizer or before SGD; one step has gradients ten times as large."""
-    names = list(m.named_parameters())
-    if updsl.load(rule).writes_weights:
-        optimizer: Any = updsl.Optimizer(names, rule, lr=0.05, backend="torch")
-    else:
-        optimizer = torch.optim.SGD(names, lr=0.05)
-        updsl.attach(optimizer, rule, backend="torch")
-    torch.manual_seed(1)
-    dtype = next(m.parameters()).dtype
-    x, y = torch.randn(8, 6, dtype=dtype), torch.randn(8, 1, dtype=dtype)
-    found = []
-    for step in range(steps):
-        optimizer.zero_grad()
-        loss = ((m(x) - y) ** 2).mean() * (10 if step == 2 else 1)
-        loss.backward()
-        optimizer.step()
-        found.append(loss.item())
-    return found
-
-
-def trained(m: nn.Module, rules: list[str]) -> dict[str, tuple[list[float], list[Tensor]]]:
-    """Losses and weights for each rule."""
-    start = {name: x.detach().clone() for name, x in m.state_dict().items()}
-    found = {}
-    for rule in rules:
-        m.load_state_dict(start)
-        m.zero_grad()
-        found[rule] = losses(m, rule), [whole(p.detach()) for p in m.parameters()]
-    return found
-
-
-def whole(x: Tensor) -> Tensor:
-    return x.full_tensor() if hasattr(x, "full_tensor") else x.clone()
-
-
-def with_fsdp(rules: list[str]) -> dict[str, tuple[list[float], list[Tensor]]]:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    m = model()
-    fully_shard(m, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
-    return trained(m, rules)
-
-
-@pytest.mark.parametrize("rule", [pytest.param(rule, marks=() if rule in OFTEN else pytest.mark.nightly) for rule in RULES])
+@pytest.mark.parametrize("rule", OFTEN)
 def test_x1_a_rule_gives_what_one_process_gives(ranks: Ranks, rule: str) -> None:
     """FSDP2, with uneven parts and parts without an entry. In float64: in float32 some matrix functions make much of the last bit."""
     expected = trained(model(), [rule])
     for found in ranks.run(with_fsdp, [rule]):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.nightly
+def test_x1_every_rule_gives_what_one_process_gives(ranks: Ranks) -> None:
+    """Of the library, but those that are to be given something at each step."""
+    for rule in updsl.library():
+        if not updsl.load(rule).inputs:
+            test_x1_a_rule_gives_what_one_process_gives(ranks, rule)

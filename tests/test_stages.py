@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import Failed, Ranks
-from test_shards import model
 from torch import Tensor, nn
+from trained import model
 
 import updsl
 
